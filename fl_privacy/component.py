@@ -1,0 +1,187 @@
+"""Components: validated hyperparameters with a name, and how they are found.
+
+A component is a frozen pydantic model whose fields *are* its hyperparameters.
+It is written ``name`` or ``name(field=value, ...)`` wherever a user names one:
+on the command line, in a Flower run config, in a TOML file.
+
+Built-ins stand in a static table, because inside a Flower app bundle there is no
+installed distribution whose entry points could be asked. Other packages add
+theirs through the entry-point groups ``fl_privacy.<group>``.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+VERSION = "0.1.0"
+
+Group = Literal[
+    "adversaries", "defenses", "layer_metrics", "metrics", "models", "datasets", "partitions"
+]
+
+BUILT_IN: Mapping[Group, Mapping[str, str]] = {
+    "adversaries": {
+        "analytic": "adversaries.analytic:Analytic",
+        "baseline": "adversaries.baseline:Baseline",
+        "gradient_similarity": "adversaries.gradient_similarity:GradientSimilarity",
+    },
+    "defenses": {
+        "gaussian_noise": "clients.defenses.gaussian_noise:GaussianNoise",
+        "per_sample_clipping": "clients.defenses.per_sample_clipping:PerSampleClipping",
+    },
+    "layer_metrics": {},
+    "metrics": {
+        "label_accuracy": "fl_privacy.metrics.labels:LabelAccuracy",
+        "mse": "fl_privacy.metrics.images:MSE",
+        "psnr": "fl_privacy.metrics.images:PSNR",
+        "ssim": "fl_privacy.metrics.images:SSIM",
+    },
+    "models": {
+        "convnet64": "fl_privacy.models.soteria:ConvNet64",
+        "lenet-zhu": "fl_privacy.models.zhu:LeNetZhu",
+        "mlp": "fl_privacy.models.mlp:MLP",
+    },
+    "datasets": {
+        "cifar10": "fl_privacy.datasets.torchvision:CIFAR10",
+        "digits": "fl_privacy.datasets.digits:Digits",
+        "fashion-mini": "fl_privacy.datasets.embedded:FashionMini",
+        "fashion-mnist": "fl_privacy.datasets.torchvision:FashionMNIST",
+        "mnist": "fl_privacy.datasets.torchvision:MNIST",
+        "npz": "fl_privacy.datasets.npz:NPZ",
+    },
+    "partitions": {
+        "classes-by-samples": "fl_privacy.datasets.partitions:ClassesBySamples",
+        "dirichlet": "fl_privacy.datasets.partitions:Dirichlet",
+        "iid": "fl_privacy.datasets.partitions:IID",
+        "pathological": "fl_privacy.datasets.partitions:Pathological",
+    },
+}
+
+
+class ComponentError(ValueError):
+    """A component that does not exist, exists twice, or has wrong settings."""
+
+
+class Component(BaseModel):
+    """Base of everything configurable: keyword-only, validated, frozen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+@cache
+def installed(group: Group) -> Mapping[str, str]:
+    """Name -> ``module:Class`` of every component of a group.
+
+    Raises:
+        ComponentError: two packages offer the same name.
+    """
+    found = dict(BUILT_IN[group])
+    for point in entry_points(group=f"fl_privacy.{group}"):
+        if point.name in found:
+            raise ComponentError(
+                f"two {group} are called {point.name!r}: {found[point.name]} and {point.value}; "
+                f"uninstall one of the packages or rename its entry point"
+            )
+        found[point.name] = point.value
+    return found
+
+
+def find(group: Group, name: str) -> type[Component]:
+    """The class of an installed component.
+
+    Raises:
+        ComponentError: no such name; the message lists those that exist.
+    """
+    table = installed(group)
+    if name not in table:
+        raise ComponentError(
+            f"no {group.rstrip('s').replace('ie', 'y')} {name!r}; installed: {', '.join(sorted(table))}"
+        )
+    module, _, attribute = table[name].partition(":")
+    component: type[Component] = getattr(import_module(module), attribute)
+    return component
+
+
+def create(group: Group, spec: str, overrides: Mapping[str, Any] | None = None) -> Any:
+    """Make a component from ``name`` or ``name(field=value, ...)`` plus overrides.
+
+    Values are Python literals. Returns an instance of the class that `find` gives;
+    the caller narrows it to its protocol.
+    """
+    name, settings = parse(spec)
+    component = find(group, name)
+    try:
+        return component(**{**settings, **(overrides or {})})
+    except ValidationError as error:
+        raise ComponentError(describe(name, component, error)) from None
+
+
+def create_all(group: Group, spec: str) -> tuple[Any, ...]:
+    """Components joined by ``+``; an empty text gives none."""
+    if not spec.strip():
+        return ()
+    return tuple(create(group, part) for part in _split(spec))
+
+
+def spec_of(group: Group, component: BaseModel) -> str:
+    """The text that `create` turns back into ``component`` (defaults left out)."""
+    wanted = f"{type(component).__module__}:{type(component).__qualname__}"
+    name = next(name for name, target in installed(group).items() if target == wanted)
+    settings = component.model_dump(exclude_defaults=True)
+    return f"{name}({', '.join(f'{k}={v!r}' for k, v in settings.items())})" if settings else name
+
+
+def parse(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split ``name(field=value, ...)`` into its name and settings.
+
+    Raises:
+        ComponentError: the text is not of that form.
+    """
+    name, bracket, rest = spec.strip().partition("(")
+    if not bracket:
+        return name, {}
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+            raise ValueError
+        return name.strip(), {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError):
+        raise ComponentError(
+            f"cannot read {spec!r}: expected name or name(field=value, ...) with Python literals, "
+            f"such as gaussian_noise(scale=0.1)"
+        ) from None
+
+
+def _split(spec: str) -> list[str]:
+    """Split at each ``+`` that stands outside brackets and quotes."""
+    parts, depth, quote, start = [], 0, "", 0
+    for i, char in enumerate(spec):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        elif char == "+" and depth == 0:
+            parts.append(spec[start:i])
+            start = i + 1
+    return [*parts, spec[start:]]
+
+
+def describe(name: str, component: type[BaseModel], error: ValidationError) -> str:
+    """A validation error in one line: expected, got, and the fields that exist."""
+    lines = [
+        f"{'.'.join(str(p) for p in e['loc']) or name}: {e['msg']} (got {e['input']!r})"
+        for e in error.errors()
+    ]
+    fields = ", ".join(component.model_fields) or "none"
+    return f"{name}: {'; '.join(lines)}. Settings of {name}: {fields}"

@@ -1,0 +1,131 @@
+"""What a plug-in has to look like. All protocols are structural."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Generator, Tensor, nn
+
+from fl_privacy.types import (
+    Failure,
+    LayerScores,
+    Observation,
+    Result,
+    Samples,
+    Stats,
+    Step,
+    Task,
+    Tensors,
+)
+
+
+class Progress(Protocol):
+    """Called as work gets done; must be cheap.
+
+    ``loss`` stays a tensor so that the attack never waits for the device: the
+    display reads it when it redraws.
+    """
+
+    def __call__(self, done: int, total: int, *, loss: Tensor | None = None) -> None: ...
+
+
+def silent(done: int, total: int, *, loss: Tensor | None = None) -> None:
+    """A `Progress` that shows nothing."""
+
+
+@runtime_checkable
+class Adversary(Protocol):
+    """Turns observations into results, one for each, in order.
+
+    ``requires`` names the `Observation` fields that must be granted.
+    """
+
+    @property
+    def requires(self) -> frozenset[str]: ...
+
+    def attack(
+        self,
+        observations: Sequence[Observation],
+        *,
+        seed: int,
+        device: torch.device,
+        progress: Progress = silent,
+    ) -> Iterator[Result | Failure]: ...
+
+
+@runtime_checkable
+class LayerMetric(Protocol):
+    """Measures how much each layer of an update tells (the auditor's tool)."""
+
+    needs: ClassVar[Literal["updates", "property", "data"]]
+
+    def measure(
+        self,
+        observations: Sequence[Observation],
+        samples: Samples | None,
+        *,
+        seed: int,
+        device: torch.device,
+        progress: Progress = silent,
+    ) -> LayerScores: ...
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """Scores results against the truth; pure.
+
+    ``score`` gives one value for each result, or a single one when ``set_level``.
+    """
+
+    unit: ClassVar[str]
+    higher_is_leakier: ClassVar[bool]
+    set_level: ClassVar[bool]
+
+    def score(self, results: Sequence[Result], truths: Sequence[Samples]) -> Tensor: ...
+
+
+@runtime_checkable
+class GradientDefense(Protocol):
+    """Replaces the gradient of one local step; pure, twice differentiable."""
+
+    sampling: ClassVar[Literal["shuffle", "poisson"]]
+
+    def defend_gradient(self, step: Step, *, generator: Generator) -> tuple[Tensors, Stats]: ...
+
+
+@runtime_checkable
+class UpdateDefense(Protocol):
+    """Replaces the update (returned minus sent) before it leaves the client; pure."""
+
+    def defend_update(self, update: Tensors, *, generator: Generator) -> tuple[Tensors, Stats]: ...
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A network architecture that fits itself to a task."""
+
+    def build(self, task: Task, *, seed: int) -> nn.Module: ...
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A source of labelled inputs with a train and a test split."""
+
+    def task(self) -> Task: ...
+
+    def labels(self, split: Literal["train", "test"]) -> Tensor: ...
+
+    def load(self, split: Literal["train", "test"], indices: Tensor | None = None) -> Samples: ...
+
+
+@runtime_checkable
+class Partition(Protocol):
+    """Shares the training split among clients.
+
+    ``indices`` gives the sample indices of client ``client`` of ``clients``, the
+    same in every process for the same seed.
+    """
+
+    def indices(self, labels: Tensor, client: int, clients: int, *, seed: int) -> Tensor: ...

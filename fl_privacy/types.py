@@ -1,0 +1,263 @@
+"""The values that travel between the parts: exchanges, observations, results.
+
+Shapes are written in brackets: ``[n, *input_shape]``. Inputs are always in
+*pixel space*, the range ``Task.low .. Task.high`` (0 to 1 for images); the
+network sees ``Task.normalize(inputs)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from fl_privacy.protocols import GradientDefense, UpdateDefense
+
+Tensors = Mapping[str, Tensor]
+"""Named tensors in the order of the model's ``state_dict``."""
+
+Stats = Mapping[str, float]
+"""Named scalars a defense reports about one step or update."""
+
+ModelFactory = Callable[[], nn.Module]
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Named tensors that are read (or computed) each time they are asked for.
+
+    Nothing is cached, so that ten thousand targets cost the memory of the few
+    that are in use.
+    """
+
+    def __init__(self, names: tuple[str, ...], load: Callable[[str], Tensor]) -> None:
+        self._names = names
+        self._load = load
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Task(BaseModel):
+    """What the federation learns: shape and range of an input, classes, loss.
+
+    ``mean`` and ``std`` hold one number for each channel (the first axis of
+    ``input_shape``), in pixel units.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    input_shape: tuple[PositiveInt, ...]
+    classes: Annotated[int, Field(ge=2)]
+    mean: tuple[float, ...]
+    std: tuple[PositiveFloat, ...]
+    low: float = 0.0
+    high: float = 1.0
+    loss: Literal["cross_entropy"] = "cross_entropy"
+    class_names: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name in ("mean", "std"):
+            got = len(getattr(self, name))
+            if got != self.input_shape[0]:
+                raise ValueError(
+                    f"{name} needs one value for each of the {self.input_shape[0]} channels "
+                    f"of input_shape {self.input_shape}, got {got}"
+                )
+        if self.class_names and len(self.class_names) != self.classes:
+            raise ValueError(f"class_names needs {self.classes} names, got {len(self.class_names)}")
+        return self
+
+    def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (len(self.mean),) + (1,) * (len(self.input_shape) - 1)
+        mean = torch.tensor(self.mean, dtype=like.dtype, device=like.device).view(shape)
+        std = torch.tensor(self.std, dtype=like.dtype, device=like.device).view(shape)
+        return mean, std
+
+    def normalize(self, inputs: Tensor) -> Tensor:
+        """Pixel space ``[..., *input_shape]`` to what the network sees."""
+        mean, std = self._moments(inputs)
+        return (inputs - mean) / std
+
+    def denormalize(self, inputs: Tensor) -> Tensor:
+        """What the network sees back to pixel space; the inverse of `normalize`."""
+        mean, std = self._moments(inputs)
+        return inputs * std + mean
+
+
+class LocalTraining(BaseModel):
+    """How a client turns its data into an update: everything the server prescribed.
+
+    ``fedsgd`` takes one step on one batch, ``fedavg`` takes ``epochs`` passes in
+    batches of ``batch_size``. ``order`` says whether the order of the samples is
+    known to whoever holds this record.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    algorithm: Literal["fedsgd", "fedavg"] = "fedsgd"
+    optimizer: Literal["sgd"] = "sgd"
+    lr: PositiveFloat = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+    epochs: PositiveInt = 1
+    batch_size: PositiveInt = 1
+    drop_last: bool = False
+    order: Literal["shuffled", "sequential"] = "shuffled"
+    batch_norm: Literal["train", "eval"] = "train"
+
+    def steps(self, num_examples: int) -> int:
+        """Number of optimizer steps behind an update of ``num_examples`` examples."""
+        if self.algorithm == "fedsgd":
+            return 1
+        batches = num_examples / self.batch_size
+        return self.epochs * (math.floor(batches) if self.drop_last else math.ceil(batches))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled inputs: ``inputs [n, *input_shape]`` float32 pixels, ``labels [n]`` int64.
+
+    ``properties`` maps an attribute name to one value for each sample, ``[n]``.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    properties: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One round trip of one client, as the server saw it.
+
+    ``update`` is returned minus sent, floating-point parameters only, in weight
+    units: the gradient of one SGD step is ``-update / lr``. ``digest`` is the
+    SHA-256 of the stored reply, ``global_digest`` that of the sent parameters.
+    """
+
+    attempt: int
+    round: int
+    node: str
+    num_examples: int | None
+    digest: str
+    global_digest: str
+    parameters: Tensors
+    buffers: Tensors
+    update: Tensors
+    returned_buffers: Tensors
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One target of an adversary and what the threat model lets it know.
+
+    Only `ThreatModel.observe` makes one. A field that is not granted is None.
+    """
+
+    key: str
+    exchanges: tuple[Exchange, ...]
+    model: ModelFactory
+    task: Task
+    labels: Tensor | None = None
+    local_training: LocalTraining | None = None
+    auxiliary: Samples | None = None
+    own_update: Tensors | None = None
+    defense: tuple[GradientDefense | UpdateDefense, ...] | None = None
+    withheld: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attack ended, and a sentence that says what to try next."""
+
+    status: Literal["completed", "diverged", "partial"]
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Inputs an adversary believes the target held: ``inputs [n, *input_shape]``.
+
+    ``labels [n]``; ``loss`` is the adversary's own final objective (no truth in
+    it), ``seconds`` its share of the device time.
+    """
+
+    key: str
+    inputs: Tensor
+    labels: Tensor
+    outcome: Outcome
+    loss: float = math.nan
+    seconds: float = math.nan
+
+
+@dataclass(frozen=True)
+class PropertyScores:
+    """One property score for each exchange of the target: ``scores [exchanges]``."""
+
+    key: str
+    scores: Tensor
+    outcome: Outcome
+    seconds: float = math.nan
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The adversary cannot treat this target: why, and what would change that."""
+
+    key: str
+    reason: str
+
+
+Result = Reconstruction | PropertyScores
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """One value (and standard error) for each layer: ``values [layers]``."""
+
+    metric: str
+    unit: str
+    layers: tuple[str, ...]
+    values: Tensor
+    standard_errors: Tensor | None = None
+    n: int = 0
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One local training step, as a gradient defense sees it.
+
+    ``loss(outputs [n, classes], labels [n]) -> [n]`` is the per-sample loss;
+    ``inputs`` are normalized. ``expected_batch_size`` is the nominal batch size,
+    which differs from ``len(labels)`` under Poisson sampling.
+    """
+
+    model: nn.Module
+    parameters: Tensors
+    buffers: Tensors
+    inputs: Tensor
+    labels: Tensor
+    loss: Callable[[Tensor, Tensor], Tensor]
+    expected_batch_size: int
