@@ -101,9 +101,8 @@ def find(group: Group, name: str) -> type[Component]:
     """
     table = installed(group)
     if name not in table:
-        raise ComponentError(
-            f"no {group.rstrip('s').replace('ie', 'y')} {name!r}; installed: {', '.join(sorted(table))}"
-        )
+        singular = group.removesuffix("s").replace("ie", "y")
+        raise ComponentError(f"no {singular} {name!r}; installed: {', '.join(sorted(table))}")
     module, _, attribute = table[name].partition(":")
     component: type[Component] = getattr(import_module(module), attribute)
     return component
