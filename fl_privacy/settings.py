@@ -52,6 +52,9 @@ class RunSettings(BaseModel):
         Literal["train", "eval"], Field(description="mode of batch norm in local training")
     ] = "train"
     out_dir: Annotated[str, Field(description="run folder, absolute, new or resumable")] = ""
+    resume: Annotated[
+        bool, Field(description="add an attempt to the recording in out-dir, from its last model")
+    ] = False
     audit: Annotated[bool, Field(description="clients write their truth into out-dir/truth")] = (
         False
     )
