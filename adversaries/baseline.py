@@ -1,0 +1,70 @@
+"""The adversary that guesses without looking: what every other one has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fl_privacy.component import Component
+from fl_privacy.protocols import Progress, silent
+from fl_privacy.seeding import generator
+from fl_privacy.types import Failure, Observation, Outcome, Reconstruction, Samples, Task
+
+
+class Baseline(Component):
+    """Answer with the same picture for every target, and with random labels.
+
+    ``mean`` is the mean of the auxiliary inputs, the best single picture in squared
+    error; ``constant`` fills each channel with its mean. ``auto`` takes ``mean`` when
+    auxiliary data is granted. The update is never read.
+    """
+
+    guess: Annotated[
+        Literal["auto", "mean", "constant"], Field(description="picture to answer with")
+    ] = "auto"
+
+    shortfall: ClassVar[str] = "the number of images is unknown, so there is nothing to guess"
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The mean picture needs auxiliary data."""
+        return frozenset({"auxiliary"}) if self.guess == "mean" else frozenset()
+
+    def attack(
+        self,
+        observations: Sequence[Observation],
+        *,
+        seed: int,
+        device: torch.device,
+        progress: Progress = silent,
+    ) -> Iterator[Reconstruction | Failure]:
+        """Guess for each target; labels are drawn from (seed, key)."""
+        pictures: dict[int, Tensor] = {}
+        for i, observation in enumerate(observations, start=1):
+            images = sum(exchange.num_examples or 0 for exchange in observation.exchanges)
+            if images == 0:
+                yield Failure(observation.key, self.shortfall)
+                continue
+            auxiliary = None if self.guess == "constant" else observation.auxiliary
+            if id(auxiliary) not in pictures:
+                pictures[id(auxiliary)] = picture(observation.task, auxiliary)
+            draw = generator(seed, observation.key, "baseline labels")
+            yield Reconstruction(
+                key=observation.key,
+                inputs=pictures[id(auxiliary)].expand(images, *observation.task.input_shape),
+                labels=torch.randint(observation.task.classes, (images,), generator=draw),
+                outcome=Outcome("completed"),
+                seconds=0.0,
+            )
+            progress(i, len(observations))
+
+
+def picture(task: Task, auxiliary: Samples | None) -> Tensor:
+    """The best single guess in pixels, ``[*input_shape]``."""
+    if auxiliary is not None:
+        return auxiliary.inputs.mean(0)
+    return task.denormalize(torch.zeros(task.input_shape)).clamp(task.low, task.high)

@@ -1,0 +1,40 @@
+"""What gradient matching minimizes: distances between gradients, and image priors.
+
+All are written for one target; the engine maps them over targets and restarts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fl_privacy.types import Tensors
+
+
+def cosine_distance(simulated: Tensors, observed: Tensors) -> Tensor:
+    """``1 - <g, g*> / (|g| |g*|)`` over all tensors together; scalar in [0, 2].
+
+    Geiping et al., "Inverting Gradients", NeurIPS 2020, eq. 4.
+    """
+    dot = torch.stack([(simulated[n] * observed[n]).sum() for n in observed]).sum()
+    return 1 - dot / (squared_norm(simulated) * squared_norm(observed)).sqrt()
+
+
+def squared_norm(tensors: Tensors) -> Tensor:
+    """Squared Euclidean norm of all tensors together; scalar."""
+    return torch.stack([t.square().sum() for t in tensors.values()]).sum()
+
+
+def total_variation(inputs: Tensor, spatial: int) -> Tensor:
+    """Anisotropic total variation: mean absolute difference of neighbors.
+
+    ``inputs [n, channels, *spatial axes]``; the means along the ``spatial`` last axes
+    are added, so 1-D signals and images use the same code. An axis of length one
+    contributes nothing.
+    """
+    terms = [
+        inputs.diff(dim=-axis).abs().mean()
+        for axis in range(1, spatial + 1)
+        if inputs.shape[-axis] > 1
+    ]
+    return torch.stack(terms).sum() if terms else inputs.new_zeros(())
