@@ -1,0 +1,91 @@
+"""What all data sources share: two splits of arrays, converted to floats only when asked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fl_privacy.component import Component
+from fl_privacy.types import Samples, Task
+
+Split = Literal["train", "test"]
+
+
+class DatasetError(ValueError):
+    """Data that cannot be had or read; the message says what was expected and what to do."""
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """One split as stored: ``inputs [n, *input_shape]``, ``labels [n]`` int64.
+
+    uint8 inputs are pixels of 0 to 255 and leave as 0 to 1; other types keep their values.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+
+    def samples(self, indices: Tensor | None = None) -> Samples:
+        """The chosen samples, all by default, as float32."""
+        inputs = self.inputs if indices is None else self.inputs[indices]
+        labels = self.labels if indices is None else self.labels[indices]
+        scale = 255.0 if inputs.dtype == torch.uint8 else 1.0
+        return Samples(inputs.to(torch.float32) / scale, labels.clone())
+
+
+def moments(arrays: Arrays) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all samples, in float64.
+
+    Over blocks of samples, so that no float copy of a large array is made.
+    """
+    n, channels = arrays.inputs.shape[:2]
+    total = torch.zeros(channels, dtype=torch.float64)
+    squares = torch.zeros(channels, dtype=torch.float64)
+    for block in torch.split(torch.arange(n), 1000):
+        values = arrays.samples(block).inputs.double().reshape(len(block), channels, -1)
+        total += values.mean(2).sum(0) / n
+        squares += values.square().mean(2).sum(0) / n
+    std = (squares - total.square()).clamp_min(0).sqrt()
+    return tuple(total.tolist()), tuple(std.tolist())
+
+
+class ArrayDataset(Component, ABC):
+    """A data source that holds both splits as arrays; see `fl_privacy.protocols.Dataset`."""
+
+    @abstractmethod
+    def task(self) -> Task: ...
+
+    @abstractmethod
+    def arrays(self, split: Split) -> Arrays:
+        """The stored split, read once a process."""
+
+    def labels(self, split: Split) -> Tensor:
+        """Labels ``[n]`` int64 of a split."""
+        return self.arrays(split).labels
+
+    def load(self, split: Split, indices: Tensor | None = None) -> Samples:
+        """The chosen samples of a split, all by default, as float32 pixels.
+
+        Raises:
+            DatasetError: an index lies outside the split.
+        """
+        arrays = self.arrays(split)
+        n = len(arrays.labels)
+        if (
+            indices is not None
+            and len(indices)
+            and not 0 <= int(indices.min()) <= int(indices.max()) < n
+        ):
+            raise DatasetError(
+                f"indices must lie in 0..{n - 1}, the {split} split; got "
+                f"{int(indices.min())}..{int(indices.max())}"
+            )
+        return arrays.samples(indices)
+
+    def prepare(self) -> None:
+        """Fetch whatever `load` will need, such as a download; before any client asks."""
+        self.arrays("train")
