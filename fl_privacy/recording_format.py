@@ -1,0 +1,247 @@
+"""What stands in a recording: manifest, index lines, schemas, and how tensors become bytes.
+
+Tensors are stored as ``t0, t1, ...`` (safetensors sorts names and has no room for a
+tensor called ``__metadata__``); their names, in order, stand in the schema.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.numpy import save
+from torch import Tensor, nn
+
+from fl_privacy.types import LocalTraining, Task
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+LINES_PER_SEGMENT = 1000
+LINE_BYTES = 512
+STORABLE = frozenset(
+    {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+    | {"float16", "float32", "float64", "complex64"}
+)
+
+Array = NDArray[np.generic]
+Arrays = Mapping[str, Array]
+Kind = Literal["parameter", "buffer", "unknown"]
+Payload = Literal["weights", "update", "sparse-update"]
+
+
+class RecordingError(ValueError):
+    """A recording that cannot be read or written; the message names the file."""
+
+
+class Manifest(BaseModel):
+    """What a recording is of; written once, when it is created."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format_version: int = FORMAT_VERSION
+    created: str
+    model: str | None = None
+    dataset: str | None = None
+    task: Task | None = None
+    local_training: LocalTraining | None = None
+    run_config: dict[str, bool | int | float | str] = {}
+    versions: dict[str, str] = {}
+    code_digest: str = ""
+
+
+class Entry(BaseModel):
+    """One index line: one reply of one client, or its failure.
+
+    ``n`` counts the entries of an attempt. ``file`` is empty when there is none (status
+    ``error: reason``). The digests are SHA-256 in hexadecimal: ``sha256`` of the file,
+    ``schema_digest`` and ``global_digest`` name files in ``schemas`` and ``globals``.
+    """
+
+    model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
+
+    attempt: int
+    round: int
+    node: str
+    n: int
+    file: str = ""
+    bytes: int = 0
+    sha256: str = ""
+    schema_digest: Annotated[str, Field(alias="schema")] = ""
+    global_digest: Annotated[str, Field(alias="global")] = ""
+    num_examples: int | None = None
+    status: str = "ok"
+    payload: Payload = "weights"
+
+    @property
+    def ok(self) -> bool:
+        """Whether the client returned tensors."""
+        return self.status == "ok"
+
+
+class TensorSpec(BaseModel):
+    """Name, shape and numpy dtype of one stored tensor."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: Kind = "unknown"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tensors of a model are parameters, which buffers, which the same tensor twice."""
+
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Layout:
+        """The layout of ``model.state_dict()``; an alias points at the first name."""
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        kinds: dict[str, Kind] = {}
+        aliases: dict[str, str] = {}
+        first: dict[int, str] = {}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            kinds[name] = "parameter" if name in parameters else "buffer"
+            if first.setdefault(id(tensor), name) != name:
+                aliases[name] = first[id(tensor)]
+        return cls(kinds, aliases)
+
+
+class Schema(BaseModel):
+    """The tensors of a reply in order: the i-th is stored as ``t<i>``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tensors: tuple[TensorSpec, ...]
+    aliases: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, arrays: Arrays, layout: Layout) -> Schema:
+        """The schema of ``arrays``.
+
+        Raises:
+            RecordingError: a dtype that safetensors has no room for.
+        """
+        for name, array in arrays.items():
+            if array.dtype.name not in STORABLE:
+                raise RecordingError(
+                    f"tensor {name!r} has dtype {array.dtype.name}, expected one of "
+                    f"{', '.join(sorted(STORABLE))}; convert it before it is sent"
+                )
+        tensors = tuple(
+            TensorSpec(
+                name=name,
+                shape=array.shape,
+                dtype=array.dtype.name,
+                kind=layout.kinds.get(name, "unknown"),
+            )
+            for name, array in arrays.items()
+        )
+        aliases = {a: b for a, b in layout.aliases.items() if a in arrays and b in arrays}
+        return cls(tensors=tensors, aliases=aliases)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors' names in order."""
+        return tuple(tensor.name for tensor in self.tensors)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape, in order."""
+        return {tensor.name: tensor.shape for tensor in self.tensors}
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def encode(arrays: Arrays, metadata: dict[str, str]) -> bytes:
+    """Arrays as a safetensors file, ``t0, t1, ...`` in order, bit for bit.
+
+    Strided and big-endian arrays become C-contiguous and little-endian; scalars keep
+    their shape ``()``.
+    """
+    plain = {
+        f"t{i}": np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+        for i, array in enumerate(arrays.values())
+    }
+    return bytes(save(plain, metadata=metadata))
+
+
+def line_of(entry: Entry) -> bytes:
+    """The index line of an entry, its status cut so that the line keeps its limit.
+
+    Raises:
+        RecordingError: the line is too long whatever the status.
+    """
+    status = entry.status.encode("utf-8", "replace")
+    while True:
+        text = status.decode("utf-8", "ignore")
+        short = entry.model_copy(update={"status": text})
+        line = short.model_dump_json(by_alias=True).encode() + b"\n"
+        if len(line) <= LINE_BYTES:
+            return line
+        if not status:
+            raise RecordingError(
+                f"index line of node {entry.node[:40]!r} in round {entry.round} needs {len(line)} "
+                f"bytes, expected at most {LINE_BYTES}; use a shorter node name"
+            )
+        status = status[: min(len(status) - 1, LINE_BYTES)]
+
+
+def match_names(state_dict: Mapping[str, Tensor], schema: Schema) -> dict[str, str]:
+    """Recorded name -> name in ``state_dict``.
+
+    Equal names match. A recording of legacy arrays, which have no names (``0, 1, ...``),
+    is matched by order, with every shape checked.
+
+    Raises:
+        RecordingError: the first tensor that does not fit, expected and got.
+    """
+    legacy = schema.names == tuple(str(i) for i in range(len(schema.names)))
+    if not legacy or set(schema.names) <= set(state_dict):
+        check_fits(state_dict, schema.shapes)
+        return {name: name for name in schema.names}
+    if len(state_dict) != len(schema.names):
+        raise RecordingError(
+            f"the recording holds {len(schema.names)} unnamed tensors, the model has "
+            f"{len(state_dict)}; give the model that was trained"
+        )
+    matched = dict(zip(schema.names, state_dict, strict=True))
+    check_fits(state_dict, {matched[name]: shape for name, shape in schema.shapes.items()})
+    return matched
+
+
+def check_fits(state_dict: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that recorded tensors are those of a model: same names, same shapes.
+
+    Raises:
+        RecordingError: the first tensor that does not fit, expected and got.
+    """
+    remedy = "give the model that was trained"
+    for name, tensor in state_dict.items():
+        if name not in shapes:
+            raise RecordingError(
+                f"tensor {name!r} of the model is not in the recording, which begins with "
+                f"{', '.join(list(shapes)[:3])}; {remedy}"
+            )
+        if tuple(tensor.shape) != tuple(shapes[name]):
+            raise RecordingError(
+                f"tensor {name!r}: the model expects shape {tuple(tensor.shape)}, the recording "
+                f"holds {tuple(shapes[name])}; {remedy}"
+            )
+    for name in shapes:
+        if name not in state_dict:
+            raise RecordingError(
+                f"tensor {name!r} of the recording is not in the model, which begins with "
+                f"{', '.join(list(state_dict)[:3])}; {remedy}"
+            )

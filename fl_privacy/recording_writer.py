@@ -1,0 +1,257 @@
+"""Writing a recording, one reply at a time, so that a kill never loses a listed update."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Self
+
+from fl_privacy.recording_format import (
+    LINES_PER_SEGMENT,
+    MANIFEST,
+    Arrays,
+    Entry,
+    Layout,
+    Manifest,
+    Payload,
+    RecordingError,
+    Schema,
+    digest,
+    encode,
+    line_of,
+)
+from fl_privacy.recording_reader import own_entry, read_entries, read_manifest
+from fl_privacy.recording_store import TEMPORARY, LocalStore, Store, open_store
+
+_FIXED = ("model", "dataset", "task", "local_training")
+_NO_LAYOUT = Layout()
+
+
+class RecordingWriter:
+    """The one writer of a recording; made by `RecordingWriter.open`.
+
+    Memory does not grow with the number of rounds. Safe to call from several threads.
+    """
+
+    def __init__(self, store: Store, attempt: int, segment: int, lines: int) -> None:
+        self.attempt = attempt
+        self._store = store
+        self._segment = segment
+        self._lines = lines
+        self._n = 0
+        self._lock = Lock()
+        self._owned: int | None = None
+
+    @classmethod
+    def open(
+        cls, location: str | Path, manifest: Manifest, *, resume: bool = False
+    ) -> RecordingWriter:
+        """Create a recording, or resume one as a new attempt (which keeps its manifest).
+
+        Args:
+            location: absolute local folder (new or empty) or fsspec URL.
+            manifest: what is recorded.
+            resume: continue an existing recording of the same model, data and training.
+
+        Raises:
+            RecordingError: relative or unwritable folder, a folder of something else, an
+                existing recording without ``resume``, one that differs or is being written.
+        """
+        store = open_store(location)
+        if isinstance(store, LocalStore) and not store.root.is_absolute():
+            raise RecordingError(f"{location}: expected an absolute folder, got a relative one")
+        if store.exists(MANIFEST):
+            if not resume:
+                raise RecordingError(
+                    f"{store.where()}: already holds a recording; choose a new folder or resume"
+                )
+            _check_same(store, manifest)
+        else:
+            _create(store, manifest)
+        owned = _own(store)
+        writer = cls(store, *_recover(store))
+        writer._owned = owned
+        writer._adopt()
+        return writer
+
+    def put_global(self, arrays: Arrays, layout: Layout = _NO_LAYOUT) -> tuple[str, str]:
+        """Store parameters as sent, once per content.
+
+        Returns:
+            The digests of the schema and of the stored file.
+        """
+        with self._lock:
+            schema = self._put_schema(arrays, layout)
+            data = encode(arrays, {"schema": schema})
+            sha = digest(data)
+            self._put_once(f"globals/{sha}.safetensors", data)
+            return schema, sha
+
+    def append(
+        self,
+        *,
+        round: int,
+        node: str,
+        arrays: Arrays | None,
+        num_examples: int | None,
+        global_digest: str,
+        layout: Layout = _NO_LAYOUT,
+        status: str = "ok",
+        payload: Payload = "weights",
+    ) -> Entry:
+        """Store one reply and list it; ``arrays`` is None for a failure.
+
+        When this returns, the reply is complete on disk and listed (on an object store it
+        is listed at the end of the round).
+        """
+        with self._lock:
+            entry = Entry(
+                attempt=self.attempt,
+                round=round,
+                node=node,
+                n=self._n,
+                global_digest=global_digest,
+                num_examples=num_examples,
+                status=status,
+                payload=payload,
+            )
+            if arrays is not None:
+                entry = self._put_update(entry, arrays, layout)
+            self._list(entry)
+            return entry
+
+    def end_round(self, round: int) -> None:
+        """Make the round's index lines visible on an object store."""
+        with self._lock:
+            self._store.flush()
+
+    def close(self) -> None:
+        """Flush and let another writer in."""
+        with self._lock:
+            self._store.flush()
+            if self._owned is not None:
+                os.close(self._owned)
+                self._owned = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _put_schema(self, arrays: Arrays, layout: Layout) -> str:
+        data = Schema.of(arrays, layout).model_dump_json().encode()
+        sha = digest(data)
+        self._put_once(f"schemas/{sha}.json", data)
+        return sha
+
+    def _put_once(self, path: str, data: bytes) -> None:
+        if not self._store.exists(path):
+            self._store.put(path, data)
+
+    def _put_update(self, entry: Entry, arrays: Arrays, layout: Layout) -> Entry:
+        path = f"updates/{entry.attempt}/{entry.round}/{entry.n}.safetensors"
+        schema = self._put_schema(arrays, layout)
+        entry = entry.model_copy(update={"file": path, "schema_digest": schema})
+        line_of(entry)  # refuses an entry that cannot be listed before it is stored
+        own = entry.model_dump_json(by_alias=True, exclude={"bytes", "sha256"})
+        data = encode(arrays, {"entry": own})
+        self._store.put(path, data)
+        return entry.model_copy(update={"bytes": len(data), "sha256": digest(data)})
+
+    def _list(self, entry: Entry) -> None:
+        if self._lines == LINES_PER_SEGMENT:
+            self._segment, self._lines = self._segment + 1, 0
+        self._store.append(_segment_path(self._segment), line_of(entry))
+        self._lines += 1
+        self._n = max(self._n, entry.n + 1)
+
+    def _adopt(self) -> None:
+        """List the intact updates that the last attempt stored but could not list."""
+        for folder in ("schemas", "globals"):
+            for name in self._store.names(folder):
+                if name.endswith(TEMPORARY):
+                    self._store.remove(f"{folder}/{name}")
+        last = self.attempt - 1
+        listed = {entry.file for entry in read_entries(self._store) if entry.attempt == last}
+        for path in _updates(self._store, last):
+            if path.endswith(TEMPORARY):
+                self._store.remove(path)
+            elif path not in listed:
+                try:
+                    entry = own_entry(self._store.where(path), self._store.read(path))
+                except RecordingError:
+                    continue  # cut short by the kill: it was never listed
+                self._list(entry)
+        self._store.flush()
+        self._n = 0
+
+
+def _create(store: Store, manifest: Manifest) -> None:
+    strangers = [name for name in store.names("") if not name.endswith(TEMPORARY)]
+    if strangers:
+        raise RecordingError(
+            f"{store.where()}: exists and is not a recording (it holds "
+            f"{', '.join(strangers[:3])}); choose a new or empty folder"
+        )
+    store.put(MANIFEST, manifest.model_dump_json(indent=2).encode())
+
+
+def _check_same(store: Store, manifest: Manifest) -> None:
+    first = read_manifest(store)
+    for name in _FIXED:
+        if getattr(first, name) != getattr(manifest, name):
+            raise RecordingError(
+                f"{store.where(MANIFEST)}: holds {name} {getattr(first, name)}, the run to resume "
+                f"has {getattr(manifest, name)}; record it in a new folder"
+            )
+
+
+def _own(store: Store) -> int | None:
+    """Lock a local recording until the process ends."""
+    if not isinstance(store, LocalStore):
+        return None
+    descriptor = os.open(store.root / MANIFEST, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise RecordingError(
+            f"{store.where()}: another process is writing it; wait for it to end"
+        ) from error
+    return descriptor
+
+
+def _recover(store: Store) -> tuple[int, int, int]:
+    """Cut a torn tail; the new attempt, the open segment and its number of lines."""
+    names = store.names("index")
+    attempts = [int(name) for name in store.names("updates") if name.isdigit()]
+    if not names:
+        return max(attempts, default=0) + 1, 0, 0
+    path = f"index/{names[-1]}"
+    data = store.read(path)
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        store.put(path, whole)
+    attempts += (entry.attempt for entry in read_entries(store))
+    return max(attempts, default=0) + 1, int(names[-1].split(".")[0]), whole.count(b"\n")
+
+
+def _updates(store: Store, attempt: int) -> Iterator[str]:
+    root = f"updates/{attempt}"
+    for round in sorted(store.names(root), key=lambda name: (len(name), name)):
+        for name in sorted(store.names(f"{root}/{round}"), key=lambda name: (len(name), name)):
+            yield f"{root}/{round}/{name}"
+
+
+def _segment_path(segment: int) -> str:
+    return f"index/{segment:06d}.jsonl"
