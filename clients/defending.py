@@ -1,0 +1,98 @@
+"""Where defenses meet local training: the gradient of a step, and the update that leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from fl_privacy.component import ComponentError
+from fl_privacy.protocols import GradientDefense, UpdateDefense
+from fl_privacy.types import LocalTraining, Stats, Step, Tensors
+
+
+def per_sample_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits ``[n, classes]`` against labels ``[n]``, one value a sample."""
+    return F.cross_entropy(outputs, labels, reduction="none")
+
+
+def defended_gradient(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    training: LocalTraining,
+    defense: GradientDefense,
+    generator: Generator,
+) -> tuple[float, Stats]:
+    """Set ``.grad`` of each parameter to what ``defense`` makes of the step; loss and stats.
+
+    The defense works on detached parameters and copied buffers. An undefended forward pass
+    gives the loss and moves the running statistics, as it would without a defense.
+    """
+    step = Step(
+        model=model,
+        parameters={name: value.detach() for name, value in model.named_parameters()},
+        buffers={name: value.clone() for name, value in model.named_buffers()},
+        inputs=inputs,
+        labels=labels,
+        loss=per_sample_loss,
+        expected_batch_size=training.batch_size if defense.sampling == "poisson" else len(labels),
+    )
+    gradient, stats = defense.defend_gradient(step, generator=generator)
+    for name, parameter in model.named_parameters():
+        parameter.grad = gradient[name].detach().to(parameter)
+    with torch.no_grad():
+        loss = per_sample_loss(model(inputs), labels).sum() / max(len(labels), 1)
+    return float(loss), stats
+
+
+def defend_update(
+    sent: Tensors,
+    returned: Tensors,
+    defenses: Sequence[UpdateDefense],
+    *,
+    names: Sequence[str],
+    generator: Generator,
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Returned values after ``defenses``, applied in turn to returned minus sent of ``names``.
+
+    Everything else passes unchanged. With no defense the returned tensors themselves come
+    back, untouched by rounding. Statistics are prefixed with the defense's class name.
+    """
+    if not defenses:
+        return dict(returned), {}
+    update: Tensors = {name: returned[name] - sent[name].to(returned[name]) for name in names}
+    stats: dict[str, float] = {}
+    for defense in defenses:
+        update, of_defense = defense.defend_update(update, generator=generator)
+        stats |= {f"{type(defense).__name__}/{key}": value for key, value in of_defense.items()}
+    defended = {name: sent[name].to(update[name]) + update[name] for name in names}
+    return {**returned, **defended}, stats
+
+
+def split_defenses(
+    defenses: Sequence[Any],
+) -> tuple[GradientDefense | None, tuple[UpdateDefense, ...]]:
+    """At most one gradient defense, then any update defenses, in the order given.
+
+    Raises:
+        ComponentError: another order, two gradient defenses, or something that is neither.
+    """
+    gradient = [d for d in defenses[:1] if isinstance(d, GradientDefense)]
+    rest = defenses[len(gradient) :]
+    for defense in rest:
+        if not isinstance(defense, UpdateDefense):
+            raise ComponentError(
+                "expected at most one gradient defense, first, and update defenses after it; "
+                f"got {' + '.join(type(d).__name__ for d in defenses)}"
+            )
+    return (gradient[0] if gradient else None), tuple(rest)
+
+
+def mean_stats(stats: Sequence[Stats]) -> dict[str, float]:
+    """Average each named scalar over the steps."""
+    names = stats[0] if stats else ()
+    return {name: sum(of_step[name] for of_step in stats) / len(stats) for name in names}

@@ -1,0 +1,193 @@
+"""Local training of one client: FedSGD and FedAvg with plain SGD, and the two defense seams.
+
+McMahan et al.: Communication-Efficient Learning of Deep Networks from Decentralized Data,
+AISTATS 2017, https://arxiv.org/abs/1602.05629.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from clients.defending import defended_gradient, mean_stats, per_sample_loss
+from fl_privacy.protocols import GradientDefense
+from fl_privacy.types import LocalTraining, Samples, Task
+
+OnStep = Callable[[int, Samples, Tensor], None]
+"""Called before each step with its number, its batch in pixel space and the batch's indices."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What local training leaves: ``state`` is a copy of the model's ``state_dict``.
+
+    ``loss`` is the mean over all samples seen, each before its step; ``stats`` are the
+    gradient defense's, averaged over the steps.
+    """
+
+    state: dict[str, Tensor]
+    num_examples: int
+    loss: float
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+def local_train(
+    model: nn.Module,
+    task: Task,
+    samples: Samples,
+    training: LocalTraining,
+    *,
+    generator: Generator,
+    gradient_defense: GradientDefense | None = None,
+    defense_generator: Generator | None = None,
+    on_step: OnStep | None = None,
+    device: torch.device | None = None,
+) -> TrainResult:
+    """Train ``model`` in place on ``samples``; deterministic on one thread.
+
+    ``generator`` (CPU) draws the batches and seeds dropout; ``defense_generator`` (CPU) is
+    the gradient defense's. ``fedsgd`` takes one step on one batch (under ``shuffled`` order a
+    random one, under ``sequential`` the first samples) and counts that batch as its examples;
+    ``fedavg`` counts all samples.
+
+    Raises:
+        ValueError: no samples, or ``drop_last`` leaves no batch.
+    """
+    if gradient_defense is not None and defense_generator is None:
+        raise ValueError("a gradient defense needs a defense_generator")
+    device = device or torch.device("cpu")
+    sampling = gradient_defense.sampling if gradient_defense else "shuffle"
+    batches = list(draw_batches(len(samples), training, sampling=sampling, generator=generator))
+    model.to(device)
+    set_mode(model, training)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=training.lr,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+    )
+    losses, stats, seen = 0.0, [], 0
+    with _private_dropout(generator.initial_seed(), device):
+        for number, indices in enumerate(batches):
+            batch = take(samples, indices)
+            if on_step is not None:
+                on_step(number, batch, indices)
+            inputs, labels = task.normalize(batch.inputs.to(device)), batch.labels.to(device)
+            optimizer.zero_grad()
+            if gradient_defense is None or defense_generator is None:
+                loss = plain_gradient(model, inputs, labels)
+            else:
+                loss, of_step = defended_gradient(
+                    model, inputs, labels, training, gradient_defense, defense_generator
+                )
+                stats.append(of_step)
+            optimizer.step()
+            losses, seen = losses + loss * len(indices), seen + len(indices)
+    return TrainResult(
+        state={name: value.detach().cpu().clone() for name, value in model.state_dict().items()},
+        num_examples=_num_examples(len(samples), training, batches, sampling),
+        loss=losses / max(seen, 1),
+        stats=mean_stats(stats),
+    )
+
+
+def draw_batches(
+    n: int, training: LocalTraining, *, sampling: str = "shuffle", generator: Generator
+) -> Iterator[Tensor]:
+    """Index tensors of the batches of one round over ``n`` samples, in order.
+
+    Under ``poisson`` sampling (DP-SGD) each sample enters each batch with probability
+    ``batch_size / n``, so batches vary in size and may be empty.
+
+    Raises:
+        ValueError: no samples, or ``drop_last`` leaves no batch.
+    """
+    if n == 0 or training.steps(n) == 0:
+        raise ValueError(
+            f"no batch to train on: {n} samples, batch_size {training.batch_size}, "
+            f"drop_last {training.drop_last}; give the client more data or lower batch_size"
+        )
+    if sampling == "poisson":
+        rate = training.batch_size / n
+        for _ in range(training.steps(n)):
+            yield torch.nonzero(torch.rand(n, generator=generator) < rate).flatten()
+        return
+    for _ in range(1 if training.algorithm == "fedsgd" else training.epochs):
+        shuffled = training.order == "shuffled"
+        order = torch.randperm(n, generator=generator) if shuffled else torch.arange(n)
+        batches = torch.split(order, training.batch_size)
+        if training.algorithm == "fedsgd":
+            batches = batches[:1]
+        elif training.drop_last and n % training.batch_size:
+            batches = batches[:-1]
+        yield from batches
+
+
+def _num_examples(n: int, training: LocalTraining, batches: Sequence[Tensor], sampling: str) -> int:
+    """FedAvg: all samples; FedSGD: the batch, of nominal size under Poisson sampling."""
+    if training.algorithm == "fedavg":
+        return n
+    return len(batches[0]) if sampling == "shuffle" else min(n, training.batch_size)
+
+
+@contextmanager
+def _private_dropout(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout masks come from ``seed``; the global generators are as before afterwards."""
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def take(samples: Samples, indices: Tensor) -> Samples:
+    """The chosen samples, properties included."""
+    return Samples(
+        samples.inputs[indices],
+        samples.labels[indices],
+        {name: values[indices] for name, values in samples.properties.items()},
+    )
+
+
+def set_mode(model: nn.Module, training: LocalTraining) -> None:
+    """Train mode, but batch norm in the mode that ``training`` says."""
+    model.train()
+    if training.batch_norm == "eval":
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+
+def plain_gradient(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    """Set ``.grad`` of each parameter to that of the mean loss; the loss itself."""
+    loss = per_sample_loss(model(inputs), labels).mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss)
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: nn.Module,
+    task: Task,
+    samples: Samples,
+    *,
+    device: torch.device | None = None,
+    batch_size: int = 256,
+) -> tuple[float, float]:
+    """Mean loss and accuracy of ``model`` in eval mode on ``samples``; nan without samples."""
+    device = device or torch.device("cpu")
+    model.to(device).eval()
+    loss, correct = 0.0, 0
+    for indices in torch.split(torch.arange(len(samples)), batch_size):
+        labels = samples.labels[indices].to(device)
+        outputs = model(task.normalize(samples.inputs[indices].to(device)))
+        loss += float(per_sample_loss(outputs, labels).sum())
+        correct += int((outputs.argmax(1) == labels).sum())
+    n = len(samples)
+    return (loss / n, correct / n) if n else (float("nan"), float("nan"))
