@@ -73,7 +73,8 @@ class ResultConfig(BaseModel):
     """Everything that decides what an analysis computes, and where it ran.
 
     ``adversary`` is the spec that makes it, ``name`` its component name;
-    ``oracle`` names what was granted beyond what a server sees.
+    ``model`` is what the attack differentiated; ``oracle`` names what was granted beyond
+    what a server sees.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -81,6 +82,7 @@ class ResultConfig(BaseModel):
     format_version: Literal[1] = 1
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     adversary: str
+    model: str = ""
     threat_model: dict[str, JsonValue]
     seed: int
     device: str
