@@ -1,0 +1,84 @@
+"""The run folder: where a run's recording, truth, history, results and report lie."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class RunFolderError(ValueError):
+    """A run folder that cannot be used."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of everything in a run folder; touches no file."""
+
+    path: Path
+
+    @property
+    def recording(self) -> Path:
+        """What the server saw."""
+        return self.path / "recording"
+
+    @property
+    def manifest(self) -> Path:
+        """Written once, before anything else is recorded."""
+        return self.recording / "manifest.json"
+
+    @property
+    def truth(self) -> Path:
+        """What the clients held; audits only."""
+        return self.path / "truth"
+
+    @property
+    def history(self) -> Path:
+        """Test accuracy and loss of the global model, one JSON line a round."""
+        return self.path / "history.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """What adversaries made of the recording."""
+        return self.path / "results"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows it all."""
+        return self.path / "report.html"
+
+    @property
+    def log(self) -> Path:
+        """Flower's own log of a simulation."""
+        return self.path / "simulation.log"
+
+
+def writable_run_folder(out_dir: str | Path, *, resume: bool = False) -> RunFolder:
+    """The run folder at ``out_dir``, made if missing, ready to be written.
+
+    Raises:
+        RunFolderError: the path is empty or relative, cannot be written, holds a
+            recording already (or, to ``resume``, holds none).
+    """
+    folder = RunFolder(Path(out_dir))
+    if not str(out_dir) or not folder.path.is_absolute():
+        raise RunFolderError(
+            f"out-dir must be an absolute path, got {str(out_dir)!r}: the server runs in a folder "
+            f"of its own; with flwr run, say: -c \"out-dir='/abs/path/run'\""
+        )
+    if folder.manifest.exists() and not resume:
+        raise RunFolderError(
+            f"{folder.recording} holds a recording already: name a new folder, or resume it "
+            f"(--resume; with flwr run: -c resume=true)"
+        )
+    if resume and not folder.manifest.exists():
+        raise RunFolderError(f"nothing to resume: {folder.manifest} does not exist")
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.path):
+            pass
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write to {folder.path} ({error.strerror}): name a folder that you may write"
+        ) from error
+    return folder

@@ -1,0 +1,181 @@
+"""A Flower simulation on a SuperLink of its own: ``flwr run --stream`` without its traps.
+
+Nothing outlives the call: not after success, not after failure, not after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections import deque
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fl_privacy.component import VERSION
+from fl_privacy.run_folder import writable_run_folder
+from fl_privacy.superlink import CONNECTION, SimulationError, SuperLink, private_superlink
+
+Scalar = bool | int | float | str
+
+PACKAGES = ("fl_privacy", "strategies", "clients", "adversaries")
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
+_ROUND = re.compile(r"\[ROUND (\d+)/(\d+)\]")
+_STARTED = re.compile(r"started run (\d+)")
+
+
+def simulate(
+    config: Mapping[str, Scalar],
+    *,
+    out: Path,
+    app: Path | None = None,
+    clients: int = 10,
+    client_cpus: int = 1,
+    client_gpus: float = 0.0,
+    total_cpus: int | None = None,
+    total_gpus: int | None = None,
+    stream: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Run a Flower app (by default this one) in Flower's simulation engine, to its end.
+
+    ``config`` overrides keys of the app's run config; ``out`` becomes its ``out-dir``.
+    Each client gets ``client_cpus`` cores and ``client_gpus`` (a fraction is fine) of the
+    ``total_cpus`` and ``total_gpus`` that Ray may use (None: all it finds). ``stream`` gets
+    each line of Flower's log, which also goes to ``simulation.log`` in the run folder.
+
+    Raises:
+        RunFolderError: ``out`` cannot be used.
+        SimulationError: the run did not complete; the message says why.
+    """
+    folder = writable_run_folder(out, resume=bool(config.get("resume", False)))
+    check_ray_address(os.environ.get("RAY_ADDRESS", ""))
+    resources = {
+        "num-supernodes": clients,
+        "client-resources-num-cpus": client_cpus,
+        "client-resources-num-gpus": client_gpus,
+        "init-args-num-cpus": total_cpus,
+        "init-args-num-gpus": total_gpus,
+    }
+    settings = {**config, "out-dir": str(out)}
+    with private_superlink() as link:
+        source = app or assemble_app(link.home / "app")
+        command = ["flwr", "run", str(source), CONNECTION, "--stream"]
+        command += ["--run-config", str(_write_toml(link.home / "run.toml", settings))]
+        command += ["--federation-config", str(_write_toml(link.home / "size.toml", resources))]
+        run_id = _submit(link, command, folder.log, stream)
+        _require_completed(link, run_id, folder.log)
+
+
+def round_of(line: str) -> tuple[int, int] | None:
+    """The round that a line of Flower's log announces, and how many there will be."""
+    match = _ROUND.search(line)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def check_ray_address(address: str) -> None:
+    """Refuse a Ray cluster that does not answer; Flower would wait for it for ever.
+
+    Raises:
+        SimulationError: ``address`` (host:port) cannot be connected to.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not address or address in ("auto", "local"):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise SimulationError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): unset RAY_ADDRESS to "
+            f"start a private one, or start that cluster"
+        ) from None
+
+
+def assemble_app(folder: Path) -> Path:
+    """Write a Flower app made of the packages that run right now into ``folder``."""
+    from fl_privacy.settings import RunSettings
+
+    for package in PACKAGES:
+        spec = find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise SimulationError(f"package {package} is not installed: pip install fl-privacy")
+        shutil.copytree(
+            spec.submodule_search_locations[0],
+            folder / package,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+    config = _toml(RunSettings().model_dump(by_alias=True))
+    (folder / "pyproject.toml").write_text(
+        f'[project]\nname = "fl-privacy"\nversion = "{VERSION}"\nlicense = "Apache-2.0"\n'
+        f'description = "fl-privacy"\ndependencies = []\n'
+        f'[tool.flwr.app]\npublisher = "fl-privacy"\n'
+        f'[tool.flwr.app.components]\nserverapp = "fl_privacy.server_app:app"\n'
+        f'clientapp = "fl_privacy.client_app:app"\n[tool.flwr.app.config]\n{config}'
+    )
+    return folder
+
+
+def _submit(
+    link: SuperLink, command: list[str], log_file: Path, stream: Callable[[str], None]
+) -> str:
+    """Start the run and pass its log on until it ends; returns the run's id."""
+    run_id = None
+    said: deque[str] = deque(maxlen=20)
+    with _process(link, command) as process, log_file.open("a", encoding="utf-8") as log:
+        for raw in process.stdout or ():
+            line = _COLORS.sub("", raw).rstrip()
+            said.append(line)
+            log.write(line + "\n")
+            log.flush()
+            if run_id is None and (started := _STARTED.search(line)):
+                run_id = started[1]
+            stream(line)
+    if run_id is None:
+        raise SimulationError("Flower did not accept the run; it said:\n" + "\n".join(said))
+    return run_id
+
+
+def _process(link: SuperLink, command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        env=link.environment,
+        cwd=link.work,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _require_completed(link: SuperLink, run_id: str, log_file: Path) -> None:
+    """Ask how the run ended: ``flwr run`` itself exits with 0 even when it failed."""
+    with _process(link, ["flwr", "list", "--run-id", run_id, "--format", "json"]) as process:
+        answer, _ = process.communicate()
+    try:
+        run: dict[str, Any] = json.loads(answer)["runs"][0]
+    except (ValueError, LookupError):
+        raise SimulationError(
+            f"cannot tell how the run ended, its SuperLink said: {answer.strip()}; log: {log_file}"
+        ) from None
+    if run["status"] != "finished:completed":
+        raise SimulationError(f"{run['status']}: {run['status-details']}; log: {log_file}")
+
+
+def _toml(values: Mapping[str, Scalar | None]) -> str:
+    """Flat scalars as TOML lines (None left out); JSON's scalars are TOML's too."""
+    return "".join(
+        f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
+        for key, value in values.items()
+        if value is not None
+    )
+
+
+def _write_toml(path: Path, values: Mapping[str, Scalar | None]) -> Path:
+    """A file, because ``key=value`` pairs on Flower's command line cannot hold every text."""
+    path.write_text(_toml(values), encoding="utf-8")
+    return path
