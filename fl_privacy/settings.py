@@ -34,6 +34,7 @@ class RunSettings(BaseModel):
     partition: Annotated[str, Field(description="how clients share the training split")] = "iid"
     model: Annotated[str, Field(description="network architecture")] = "lenet-zhu"
     strategy: Annotated[str, Field(description="Flower strategy that aggregates")] = "fedavg"
+    min_clients: Annotated[PositiveInt, Field(description="clients to wait for before round 1")] = 2
     num_server_rounds: Annotated[PositiveInt, Field(description="rounds to run")] = 3
     fraction_train: Annotated[float, Field(gt=0, le=1, description="clients in a round")] = 1.0
     algorithm: Annotated[
