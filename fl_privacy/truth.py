@@ -1,0 +1,184 @@
+"""The truth vault: what clients really trained on, kept only when a run is an audit.
+
+Clients write it, the scoring reads it; adversaries never get to see it (an import contract
+and a test keep it so). Samples lie in
+``<root>/<attempt>/<round>/<node>/<step>.safetensors``, the client's defense beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fl_privacy.recording_store import write_atomically
+from fl_privacy.types import Exchange, Samples
+
+DEFENSE = "defense.json"
+
+
+class TruthError(ValueError):
+    """There is no usable truth for an exchange; the message names the file and the remedy."""
+
+
+class TruthVault:
+    """Ground truth by attempt, round, node and step.
+
+    Nothing is created until something is written.
+
+    Args:
+        root: the ``truth`` folder of a run.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def write(
+        self,
+        *,
+        attempt: int,
+        round: int,
+        node: str,
+        step: int,
+        samples: Samples,
+        indices: Tensor,
+    ) -> None:
+        """Keep the batch of one local step, as a whole or not at all.
+
+        Args:
+            attempt: attempt of the recording, as the server told the client.
+            round: round of the federation.
+            node: the client's node id, letters and digits only.
+            step: local step, from 0.
+            samples: inputs ``[n, *input_shape]`` in pixel space and labels ``[n]``.
+            indices: ``[n]``, which samples of the training split these are.
+
+        Raises:
+            TruthError: a bad node or step, or indices that do not fit the samples.
+        """
+        if indices.shape != samples.labels.shape:
+            raise TruthError(
+                f"expected one index for each of the {len(samples)} samples, got shape "
+                f"{tuple(indices.shape)}"
+            )
+        if step < 0:
+            raise TruthError(f"expected a step of 0 or more, got {step}")
+        properties = {f"property{i}": v for i, v in enumerate(samples.properties.values())}
+        tensors = {
+            "inputs": samples.inputs.float(),
+            "labels": samples.labels.long(),
+            "indices": indices.long(),
+            **properties,
+        }
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        data = safetensors.torch.save(plain, {"properties": json.dumps(list(samples.properties))})
+        write_atomically(self._folder(attempt, round, node) / f"{step}.safetensors", data)
+
+    def write_defense(
+        self, *, attempt: int, round: int, node: str, spec: str, stats: Mapping[str, float]
+    ) -> None:
+        """Keep which defense a client applied and what it reported."""
+        data = json.dumps({"spec": spec, "stats": dict(stats)}).encode()
+        write_atomically(self._folder(attempt, round, node) / DEFENSE, data)
+
+    def has(self, exchange: Exchange) -> bool:
+        """Whether the truth behind an exchange was kept."""
+        return bool(self._files(exchange))
+
+    def steps(self, exchange: Exchange) -> list[Samples]:
+        """The batch of each local step, in order.
+
+        Raises:
+            TruthError: none was kept, or a file is damaged.
+        """
+        return [samples for samples, _ in self._steps(exchange)]
+
+    def samples(self, exchanges: Sequence[Exchange]) -> Samples:
+        """Everything the exchanges were computed on, each sample once, in order of first use.
+
+        Raises:
+            TruthError: none was kept for one of them, or a file is damaged.
+        """
+        seen: set[int] = set()
+        parts: list[Samples] = []
+        for exchange in exchanges:
+            for samples, indices in self._steps(exchange):
+                parts.append(_take(samples, list(_fresh(indices, seen))))
+        if not parts:
+            raise TruthError("expected at least one exchange, got none")
+        return _join(parts)
+
+    def defense(self, exchange: Exchange) -> str:
+        """The component spec of the client's defense; empty when it had none."""
+        return self._defense(exchange)[0]
+
+    def defense_stats(self, exchange: Exchange) -> Mapping[str, float]:
+        """What the client's defense reported about this exchange."""
+        return self._defense(exchange)[1]
+
+    def _folder(self, attempt: int, round: int, node: str) -> Path:
+        if not (node.isascii() and node.isalnum()):
+            raise TruthError(f"expected a node of letters and digits, got {node!r}")
+        return self.root / str(int(attempt)) / str(int(round)) / node
+
+    def _files(self, exchange: Exchange) -> list[Path]:
+        folder = self._folder(exchange.attempt, exchange.round, exchange.node)
+        return sorted(folder.glob("*.safetensors"), key=lambda path: int(path.stem))
+
+    def _steps(self, exchange: Exchange) -> Iterator[tuple[Samples, list[int]]]:
+        files = self._files(exchange)
+        if not files:
+            raise TruthError(
+                f"{self._folder(exchange.attempt, exchange.round, exchange.node)}: no truth was "
+                f"kept; run the federation as an audit (audit=true) to score it"
+            )
+        for path in files:
+            yield _read(path)
+
+    def _defense(self, exchange: Exchange) -> tuple[str, dict[str, float]]:
+        path = self._folder(exchange.attempt, exchange.round, exchange.node) / DEFENSE
+        if not path.exists():
+            return "", {}
+        try:
+            fields = json.loads(path.read_bytes())
+            return str(fields["spec"]), {k: float(v) for k, v in fields["stats"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TruthError(f"{path}: damaged ({error}); repeat the audit") from error
+
+
+def _read(path: Path) -> tuple[Samples, list[int]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            names = json.loads(file.metadata()["properties"])
+            properties = {n: file.get_tensor(f"property{i}") for i, n in enumerate(names)}
+            samples = Samples(file.get_tensor("inputs"), file.get_tensor("labels"), properties)
+            return samples, file.get_tensor("indices").tolist()
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise TruthError(f"{path}: damaged ({error}); repeat the audit") from error
+
+
+def _fresh(indices: Sequence[int], seen: set[int]) -> Iterator[int]:
+    """Positions of the indices not seen yet, which are marked as seen."""
+    for position, index in enumerate(indices):
+        if index not in seen:
+            seen.add(index)
+            yield position
+
+
+def _take(samples: Samples, positions: list[int]) -> Samples:
+    properties = {name: values[positions] for name, values in samples.properties.items()}
+    return Samples(samples.inputs[positions], samples.labels[positions], properties)
+
+
+def _join(parts: Sequence[Samples]) -> Samples:
+    names = parts[0].properties
+    return Samples(
+        torch.cat([part.inputs for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        {name: torch.cat([part.properties[name] for part in parts]) for name in names},
+    )

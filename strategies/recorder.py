@@ -1,0 +1,159 @@
+"""Flower messages into a recording: what the strategy wrapper and the grid tap share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from io import BytesIO
+
+import numpy as np
+from flwr.app import Array, Message, RecordDict
+
+from fl_privacy.recording import Arrays, Layout, RecordingWriter
+from fl_privacy.recording_format import STORABLE
+
+NUM_EXAMPLES_KEYS = ("num-examples", "num_examples")
+
+
+class UnreadableArraysError(ValueError):
+    """A message whose arrays cannot be recorded; the message names the array."""
+
+
+def parse_rounds(spec: str) -> Callable[[int], bool]:
+    """Which rounds ``1-5,10,20-`` means; an empty text means all.
+
+    Raises:
+        ValueError: the text is not of that form.
+    """
+    if not spec:
+        return lambda round: True
+    ranges: list[tuple[int, float]] = []
+    for part in spec.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()):
+            raise ValueError(f"expected rounds such as 1-5,10 or 20-, got {spec!r}")
+        end = math.inf if dash and not last else int(last or first)
+        if end < int(first):
+            raise ValueError(f"expected ascending rounds, got {part.strip()!r} in {spec!r}")
+        ranges.append((int(first), end))
+    return lambda round: any(first <= round <= last for first, last in ranges)
+
+
+def array_of(name: str, array: Array) -> np.ndarray:
+    """The numpy array in a Flower array, a view of its bytes; nothing is unpickled.
+
+    Raises:
+        UnreadableArraysError: not a whole ``.npy``, or a dtype that cannot be stored.
+    """
+    file = BytesIO(array.data)
+    try:
+        version = np.lib.format.read_magic(file)
+        header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = header(file)
+        if dtype.name not in STORABLE:
+            raise ValueError(f"dtype {dtype.name} cannot be stored")
+        flat = np.frombuffer(array.data, dtype, count=math.prod(shape), offset=file.tell())
+        return flat.reshape(shape, order="F" if fortran else "C")
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UnreadableArraysError(f"array {name!r}: {error}") from error
+
+
+def arrays_of(content: RecordDict) -> dict[str, np.ndarray]:
+    """All arrays of a message, in order.
+
+    Names of the first ArrayRecord are kept; those of any further one are prefixed with
+    ``<record>/``. Flower's placeholder for "no parameters" (no bytes at all) is left out.
+
+    Raises:
+        UnreadableArraysError: see `array_of`.
+    """
+    found: dict[str, np.ndarray] = {}
+    for position, (key, record) in enumerate(content.array_records.items()):
+        prefix = f"{key}/" if position else ""
+        for name, array in record.items():
+            if array.data:
+                found[prefix + name] = array_of(prefix + name, array)
+    return found
+
+
+def num_examples_of(content: RecordDict, keys: Sequence[str]) -> int | None:
+    """The number of examples a client reports under the first of ``keys`` it uses."""
+    for key in keys:
+        for record in content.metric_records.values():
+            value = record.get(key)
+            if isinstance(value, int | float) and 0 <= value < 2**63:
+                return int(value)
+    return None
+
+
+class Recorder:
+    """Writes messages as they were sent and received.
+
+    Args:
+        writer: the open recording.
+        layout: which tensors are parameters and which buffers, where the model is known.
+        weight_key: the metric that holds the number of examples, tried first.
+    """
+
+    def __init__(self, writer: RecordingWriter, layout: Layout, weight_key: str = "") -> None:
+        self.writer = writer
+        self.layout = layout
+        self.keys = (weight_key, *NUM_EXAMPLES_KEYS) if weight_key else NUM_EXAMPLES_KEYS
+        self._last: tuple[list[tuple[str, bytes]], str] = ([], "")
+
+    def sent(self, content: RecordDict) -> str:
+        """Store what a client is sent, once per content; its digest.
+
+        The bytes of an array never change, so the same bytes objects need no second look.
+        """
+        arrays: list[tuple[str, bytes]] = [
+            (f"{key}/{name}", array.data)
+            for key, record in content.array_records.items()
+            for name, array in record.items()
+        ]
+        last, digest = self._last
+        if digest and _identical(arrays, last):
+            return digest
+        _, digest = self.writer.put_global(arrays_of(content), self.layout)
+        self._last = (arrays, digest)
+        return digest
+
+    def received(self, reply: Message, *, round: int, node: int, global_digest: str) -> None:
+        """Store one reply, or why there is none."""
+        arrays, num_examples, status = self._content(reply)
+        self.writer.append(
+            round=round,
+            node=str(node),
+            arrays=arrays,
+            num_examples=num_examples,
+            global_digest=global_digest,
+            layout=self.layout,
+            status=status,
+        )
+
+    def _content(self, reply: Message) -> tuple[Arrays | None, int | None, str]:
+        if reply.has_error():
+            return None, None, error_status(reply.error.reason or f"code {reply.error.code}")
+        num_examples = num_examples_of(reply.content, self.keys)
+        try:
+            arrays = arrays_of(reply.content)
+        except UnreadableArraysError as error:
+            return None, num_examples, error_status(str(error))
+        if not arrays:
+            return None, num_examples, error_status("the reply holds no arrays")
+        return arrays, num_examples, "ok"
+
+
+def error_status(reason: str) -> str:
+    """A reason on one line."""
+    return f"error: {' '.join(reason.split())}"
+
+
+def _identical(some: list[tuple[str, bytes]], others: list[tuple[str, bytes]]) -> bool:
+    return len(some) == len(others) and all(
+        a is b and name == other for (name, a), (other, b) in zip(some, others, strict=True)
+    )

@@ -1,0 +1,102 @@
+"""Record every reply of a federation, around any Flower strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import nn
+
+from fl_privacy.recording import Layout, RecordingWriter
+from strategies.recorder import Recorder, parse_rounds
+from strategies.wrapper import StrategyWrapper, chain
+
+
+class RecordingStrategy(StrategyWrapper):
+    """Writes what each client was sent and what it returned, then lets ``strategy`` work.
+
+    It is the outermost wrapper: replies are written as received, before any other strategy
+    (Flower's DP wrappers among them) changes them in place, and passed on in the order of
+    arrival. Aggregates are bit-identical to those without it. In a round that is not
+    recorded nothing is copied or even looked at.
+
+    Args:
+        strategy: any Flower strategy or wrapper.
+        writer: the open recording; whoever opened it closes it.
+        rounds: such as ``1-5,10``; empty records all.
+        max_clients: clients to record in a round, those with the lowest node ids among the
+            ones addressed, so that the same clients are linked over rounds; 0 records all.
+        model: tells parameters from buffers; without it the recording says "unknown".
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        writer: RecordingWriter,
+        *,
+        rounds: str = "",
+        max_clients: int = 0,
+        model: nn.Module | None = None,
+    ) -> None:
+        super().__init__(strategy)
+        if max_clients < 0:
+            raise ValueError(f"expected max_clients >= 0 (0: all), got {max_clients}")
+        layout = Layout.of(model) if model is not None else Layout()
+        self.recorder = Recorder(writer, layout, weight_key(strategy))
+        self.is_recorded = parse_rounds(rounds)
+        self.max_clients = max_clients
+        # what was sent this round: the metadata get their message ids when they are pushed
+        self._sent: list[tuple[Message, str]] = []
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        messages = super().configure_train(server_round, arrays, config, grid)
+        self._sent = []
+        if not self.is_recorded(server_round):
+            return messages
+        messages = list(messages)
+        chosen = self._chosen(messages)
+        self._sent = [
+            (message, self.recorder.sent(message.content))
+            for message in messages
+            if message.metadata.dst_node_id in chosen
+        ]
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        if self.is_recorded(server_round):
+            replies = list(replies)
+            self._record(server_round, replies)
+        return super().aggregate_train(server_round, replies)
+
+    def _chosen(self, messages: Sequence[Message]) -> set[int]:
+        nodes = sorted({message.metadata.dst_node_id for message in messages})
+        return set(nodes[: self.max_clients] if self.max_clients else nodes)
+
+    def _record(self, server_round: int, replies: Sequence[Message]) -> None:
+        by_id, by_node = {}, {}
+        for message, digest in self._sent:
+            origin = (message.metadata.dst_node_id, digest)
+            by_node[message.metadata.dst_node_id] = origin
+            if message.metadata.message_id:
+                by_id[message.metadata.message_id] = origin
+        self._sent = []
+        for reply in replies:
+            # an "unavailable" reply names the SuperLink as its source: go by what it answers
+            found = by_id.get(reply.metadata.reply_to_message_id)
+            found = found or by_node.get(reply.metadata.src_node_id)
+            if found:
+                node, digest = found
+                self.recorder.received(reply, round=server_round, node=node, global_digest=digest)
+        self.recorder.writer.end_round(server_round)
+
+
+def weight_key(strategy: Strategy) -> str:
+    """The metric by which ``strategy`` or what it wraps weights replies; empty if none."""
+    keys = (getattr(inner, "weighted_by_key", "") for inner in chain(strategy))
+    return next((str(key) for key in keys if key), "")
