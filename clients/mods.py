@@ -13,9 +13,9 @@ import torch
 from flwr.app import ArrayRecord, Context, Message
 from torch import Tensor
 
+from clients.defending import defend_update
 from fl_privacy.protocols import UpdateDefense
 from fl_privacy.seeding import derive_seed
-from clients.defending import defend_update
 
 Next = Callable[[Message, Context], Message]
 Mod = Callable[[Message, Context, Next], Message]

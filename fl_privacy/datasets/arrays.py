@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -21,20 +22,25 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Arrays:
-    """One split as stored: ``inputs [n, *input_shape]``, ``labels [n]`` int64.
+    """One split as stored: ``inputs [n, *input_shape]``, ``labels [n]`` int64, properties [n].
 
     uint8 inputs are pixels of 0 to 255 and leave as 0 to 1; other types keep their values.
     """
 
     inputs: Tensor
     labels: Tensor
+    properties: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def select(self, indices: Tensor) -> Arrays:
+        """The chosen samples, still as stored."""
+        properties = {name: values[indices] for name, values in self.properties.items()}
+        return Arrays(self.inputs[indices], self.labels[indices], properties)
 
     def samples(self, indices: Tensor | None = None) -> Samples:
         """The chosen samples, all by default, as float32."""
-        inputs = self.inputs if indices is None else self.inputs[indices]
-        labels = self.labels if indices is None else self.labels[indices]
-        scale = 255.0 if inputs.dtype == torch.uint8 else 1.0
-        return Samples(inputs.to(torch.float32) / scale, labels.clone())
+        chosen = self if indices is None else self.select(indices)
+        scale = 255.0 if chosen.inputs.dtype == torch.uint8 else 1.0
+        return Samples(chosen.inputs.to(torch.float32) / scale, chosen.labels, chosen.properties)
 
 
 def moments(arrays: Arrays) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -74,16 +80,12 @@ class ArrayDataset(Component, ABC):
             DatasetError: an index lies outside the split.
         """
         arrays = self.arrays(split)
-        n = len(arrays.labels)
-        if (
-            indices is not None
-            and len(indices)
-            and not 0 <= int(indices.min()) <= int(indices.max()) < n
-        ):
-            raise DatasetError(
-                f"indices must lie in 0..{n - 1}, the {split} split; got "
-                f"{int(indices.min())}..{int(indices.max())}"
-            )
+        if indices is not None and len(indices):
+            low, high, n = int(indices.min()), int(indices.max()), len(arrays.labels)
+            if low < 0 or high >= n:
+                raise DatasetError(
+                    f"expected indices of the {split} split, 0..{n - 1}, got {low}..{high}"
+                )
         return arrays.samples(indices)
 
     def prepare(self) -> None:

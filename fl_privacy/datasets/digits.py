@@ -26,12 +26,17 @@ class Digits(ArrayDataset):
 
     def task(self) -> Task:
         """Ten digits; moments computed from the training split."""
-        mean, std = moments(self.arrays("train"))
-        return Task(input_shape=(1, 8, 8), classes=10, mean=mean, std=std)
+        return _task()
 
     def arrays(self, split: Split) -> Arrays:
         """float32 ``[n, 1, 8, 8]``."""
         return _read()[split]
+
+
+@cache
+def _task() -> Task:
+    mean, std = moments(_read()["train"])
+    return Task(input_shape=(1, 8, 8), classes=10, mean=mean, std=std)
 
 
 @cache
