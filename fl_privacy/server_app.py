@@ -1,0 +1,157 @@
+"""The server of the Flower app: honest, curious, and recording."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from logging import getLogger
+from pathlib import Path
+from typing import cast
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+from torch import nn
+
+from clients.training import evaluate_model
+from fl_privacy.code_digest import code_digest
+from fl_privacy.component import VERSION, create, spec_of
+from fl_privacy.protocols import Dataset, Model
+from fl_privacy.recording import Manifest, Recording, RecordingError, RecordingWriter
+from fl_privacy.run_folder import writable_run_folder
+from fl_privacy.settings import RunSettings, parse_settings
+from fl_privacy.types import Task
+from strategies.flower import flower_strategy
+from strategies.recording import RecordingStrategy
+from strategies.require_replies import RequireReplies
+from strategies.same_code import SameCode
+from strategies.sorted_replies import SortedReplies
+
+app = ServerApp()
+
+SETTLED_SECONDS = 0.5
+"""Round 1 starts when no new client has connected for this long."""
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation and record every update.
+
+    Raises:
+        ComponentError, RunFolderError, RecordingError: a setting cannot be used.
+        RuntimeError: all clients failed, or one runs other code.
+    """
+    settings = parse_settings(context.run_config)
+    folder = writable_run_folder(settings.out_dir, resume=settings.resume)
+    dataset = cast(Dataset, create("datasets", settings.dataset))
+    task = dataset.task()
+    model = cast(Model, create("models", settings.model)).build(task, seed=settings.seed)
+    inner = server_strategy(settings)
+    manifest = manifest_of(settings, task)
+    with RecordingWriter.open(folder.recording, manifest, resume=settings.resume) as writer:
+        if settings.resume:
+            load_last_sent(model, folder.recording)
+        strategy = RecordingStrategy(
+            inner,
+            writer,
+            rounds=settings.record_rounds,
+            max_clients=settings.record_clients,
+            model=model,
+        )
+        await_clients(grid, settings.min_clients)
+        strategy.start(
+            grid,
+            ArrayRecord(model.state_dict()),
+            num_rounds=settings.num_server_rounds,
+            train_config=ConfigRecord({"attempt": writer.attempt}),
+            evaluate_fn=evaluation(model, dataset, folder.history, writer.attempt),
+        )
+
+
+def server_strategy(settings: RunSettings) -> Strategy:
+    """The Flower strategy of the run and what guards it; everything inside the recorder."""
+    common = {
+        "fraction_train": settings.fraction_train,
+        "fraction_evaluate": 0.0,
+        "min_train_nodes": 1,
+        "min_available_nodes": 1,
+    }
+    strategy: Strategy = flower_strategy(settings.strategy, common)
+    if settings.sorted_replies:
+        strategy = SortedReplies(strategy)
+    return RequireReplies(SameCode(strategy, code_digest()))
+
+
+def manifest_of(settings: RunSettings, task: Task) -> Manifest:
+    """What the recording says of itself; nothing of the clients' own settings."""
+    model, dataset = create("models", settings.model), create("datasets", settings.dataset)
+    packages = {name: version(name) for name in ("flwr", "torch", "torchvision", "numpy")}
+    return Manifest(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=spec_of("models", model),
+        dataset=spec_of("datasets", dataset),
+        task=task,
+        local_training=settings.local_training,
+        run_config=settings.public(),
+        versions={"fl-privacy": VERSION, "python": platform.python_version(), **packages},
+        code_digest=code_digest(),
+    )
+
+
+def load_last_sent(model: nn.Module, recording: Path) -> None:
+    """Put the parameters of the last recorded round into ``model``: a resumed run goes on there.
+
+    Raises:
+        RecordingError: they do not fit the model.
+    """
+    opened = Recording(recording)
+    last = deque(opened.entries(status=None), maxlen=1)
+    if not last or not last[0].global_digest:
+        return
+    try:
+        model.load_state_dict(dict(opened.sent(last[0])))
+    except RuntimeError as error:
+        raise RecordingError(f"{recording}: cannot resume, {error}") from None
+
+
+def await_clients(grid: Grid, wanted: int) -> None:
+    """Wait for ``wanted`` clients, and until no more come: Flower samples whoever is there."""
+    count, since, told = -1, time.monotonic(), 0.0
+    while True:
+        now = time.monotonic()
+        connected = len(list(grid.get_node_ids()))
+        if connected != count:
+            count, since = connected, now
+        if count >= wanted and now - since >= SETTLED_SECONDS:
+            return
+        if count < wanted and now - told > 10.0:
+            getLogger("flwr").info("%s of %s clients connected, waiting", count, wanted)
+            told = now
+        time.sleep(0.05)
+
+
+def evaluation(
+    model: nn.Module, dataset: Dataset, history: Path, attempt: int
+) -> Callable[[int, ArrayRecord], MetricRecord]:
+    """A function for Flower that scores the global model and appends to the history.
+
+    One JSON line a round: attempt, round, accuracy, loss, n (test samples).
+    """
+    task, samples = dataset.task(), dataset.load("test")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        model.load_state_dict(arrays.to_torch_state_dict())
+        loss, accuracy = evaluate_model(model, task, samples, device=device)
+        score = {"accuracy": accuracy, "loss": loss, "n": len(samples)}
+        with history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"attempt": attempt, "round": server_round, **score}) + "\n")
+        return MetricRecord({"accuracy": accuracy, "loss": loss})
+
+    return evaluate

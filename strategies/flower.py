@@ -1,0 +1,62 @@
+"""Flower's own strategies by name: ``fedavg``, ``krum(num_malicious_nodes=1)``, and so on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import FedAvg
+
+from fl_privacy.component import ComponentError, parse
+
+_OURS = ("fraction_", "min_", "weighted_by_key", "arrayrecord_key", "configrecord_key")
+
+
+def flower_strategies() -> dict[str, type[FedAvg]]:
+    """Lower-case name -> class of every Flower strategy that aggregates weights.
+
+    Left out are those that aggregate trees (FedXgb...) and the differential-privacy
+    wrappers, which wrap another strategy.
+    """
+    classes = (getattr(flower, name) for name in flower.__all__)
+    return {
+        cls.__name__.lower(): cls
+        for cls in classes
+        if issubclass(cls, FedAvg) and not cls.__name__.startswith("FedXgb")
+    }
+
+
+def parameters_of(cls: type[FedAvg]) -> dict[str, Any]:
+    """The scalars a strategy may be told and their defaults (``inspect.Parameter.empty``: none).
+
+    Sampling, message keys and functions are not among them: the run config sets those.
+    """
+    return {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(cls).parameters.values()
+        if not parameter.name.startswith(_OURS) and "Callable" not in str(parameter.annotation)
+    }
+
+
+def flower_strategy(spec: str, common: Mapping[str, Any]) -> FedAvg:
+    """The strategy that ``spec`` names, with its own settings and the ``common`` ones.
+
+    Raises:
+        ComponentError: no such strategy or setting; the message lists those that exist.
+    """
+    name, settings = parse(spec)
+    table = flower_strategies()
+    if name not in table:
+        raise ComponentError(f"no strategy {name!r}; installed: {', '.join(sorted(table))}")
+    known = parameters_of(table[name])
+    unknown = sorted(settings.keys() - known.keys())
+    missing = sorted(
+        k for k, v in known.items() if v is inspect.Parameter.empty and k not in settings
+    )
+    if unknown or missing:
+        wrong = [f"no setting {k!r}" for k in unknown] + [f"needs {k!r}" for k in missing]
+        listed = ", ".join(known) or "none"
+        raise ComponentError(f"{name}: {'; '.join(wrong)}. Settings of {name}: {listed}")
+    return table[name](**common, **settings)
