@@ -181,7 +181,13 @@ def evaluate_model(
     device: torch.device | None = None,
     batch_size: int = 256,
 ) -> tuple[float, float]:
-    """Mean loss and accuracy of ``model`` in eval mode on ``samples``; nan without samples."""
+    """Mean loss and accuracy of ``model`` in eval mode on ``samples``.
+
+    Raises:
+        ValueError: no samples.
+    """
+    if not len(samples):
+        raise ValueError("no samples to evaluate on")
     device = device or torch.device("cpu")
     model.to(device).eval()
     loss, correct = 0.0, 0
@@ -190,5 +196,4 @@ def evaluate_model(
         outputs = model(task.normalize(samples.inputs[indices].to(device)))
         loss += float(per_sample_loss(outputs, labels).sum())
         correct += int((outputs.argmax(1) == labels).sum())
-    n = len(samples)
-    return (loss / n, correct / n) if n else (float("nan"), float("nan"))
+    return loss / len(samples), correct / len(samples)

@@ -11,6 +11,7 @@ precedence over the run config.
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import cast
@@ -28,37 +29,35 @@ from fl_privacy.protocols import Dataset, Model, Partition
 from fl_privacy.seeding import generator
 from fl_privacy.settings import RunSettings, parse_settings
 from fl_privacy.truth import TruthVault
-from fl_privacy.types import Samples
+from fl_privacy.types import Samples, Stats
 
 app = ClientApp()
 
 REPORT = "fl-privacy"
-"""Name of the ConfigRecord in which a client says who it is and which code it runs."""
+"""Name of the ConfigRecord in which a client says which partition and which code it runs."""
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Answer the sent parameters with the locally trained, possibly defended ones."""
     torch.set_num_threads(1)
-    settings, client, clients = client_settings(context), *partition_of(context)
-    dataset = open_dataset(settings.dataset)
-    indices = partition_indices(
-        settings.dataset, settings.partition, client, clients, settings.seed
-    )
-    key, model, sent = received_model(message, settings, dataset)
-    audit = Audit.of(message, context, settings)
+    settings, (client, clients) = client_settings(context), partition_of(context)
+    trip = round_trip_of(message, context, settings)
     spec = settings.client_defense if client < settings.client_defended_share * clients else ""
     gradient_defense, update_defenses = split_defenses(create_all("defenses", spec))
-    seeds = (settings.seed, audit.round, client)
+    dataset = open_dataset(settings.dataset)
+    key, model, sent = received_model(message, settings, dataset)
+    own = partition_indices(settings.dataset, settings.partition, client, clients, settings.seed)
+    seeds = (settings.seed, trip.round, client)
     result = local_train(
         model,
         dataset.task(),
-        dataset.load("train", indices),
+        dataset.load("train", own),
         settings.local_training,
         generator=generator(*seeds, "batches"),
         gradient_defense=gradient_defense,
         defense_generator=generator(*seeds, "gradient-defense"),
-        on_step=lambda step, batch, chosen: audit.keep(step, batch, indices[chosen]),
+        on_step=lambda step, batch, chosen: trip.keep(step, batch, own[chosen]),
         device=best_device(),
     )
     state, stats = defend_update(
@@ -68,55 +67,41 @@ def train(message: Message, context: Context) -> Message:
         names=[name for name, _ in model.named_parameters()],
         generator=generator(*seeds, "update-defense"),
     )
-    audit.keep_defense(spec, {**result.stats, **stats})
-    metrics = {"num-examples": result.num_examples, "loss": result.loss}
-    content = RecordDict({key: ArrayRecord(OrderedDict(state)), "metrics": MetricRecord(metrics)})
-    content[REPORT] = ConfigRecord({"partition-id": client, "code-digest": code_digest()})
-    return Message(content, reply_to=message)
+    trip.keep_defense(spec, {**result.stats, **stats})
+    reply = RecordDict({key: ArrayRecord(OrderedDict(state))})
+    reply["metrics"] = MetricRecord({"num-examples": result.num_examples, "loss": result.loss})
+    reply[REPORT] = ConfigRecord({"partition-id": client, "code-digest": code_digest()})
+    return Message(reply, reply_to=message)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Loss and accuracy of the sent parameters on this client's share of the test split."""
+    """Loss and accuracy of the sent parameters on this client's share of the test split.
+
+    Client p of N has every N-th test sample from p on, and at least one.
+    """
     torch.set_num_threads(1)
-    settings, client, clients = client_settings(context), *partition_of(context)
+    settings, (client, clients) = client_settings(context), partition_of(context)
     dataset = open_dataset(settings.dataset)
     _, model, _ = received_model(message, settings, dataset)
-    share = torch.arange(client, len(dataset.labels("test")), clients)
-    samples = dataset.load("test", share)
+    n = len(dataset.labels("test"))
+    samples = dataset.load("test", torch.arange(client % n, n, clients))
     loss, accuracy = evaluate_model(model, dataset.task(), samples, device=best_device())
-    metrics = {"num-examples": len(samples), "loss": loss, "accuracy": accuracy}
-    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+    metrics = MetricRecord({"num-examples": len(samples), "loss": loss, "accuracy": accuracy})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
-class Audit:
-    """Where one client's training in one round keeps its truth; nowhere without an audit."""
+@dataclass(frozen=True)
+class RoundTrip:
+    """Which round trip this is, and where an audit keeps its truth (None: nowhere)."""
 
-    def __init__(self, vault: TruthVault | None, attempt: int, server_round: int, node: str):
-        self.vault, self.attempt, self.round, self.node = vault, attempt, server_round, node
-
-    @classmethod
-    def of(cls, message: Message, context: Context, settings: RunSettings) -> Audit:
-        """Read round and attempt from the message.
-
-        Raises:
-            ComponentError: an audit without an absolute out-dir.
-        """
-        configs = list(message.content.config_records.values())
-        config = configs[0] if configs else {}
-        vault = None
-        if settings.audit:
-            out_dir = Path(settings.out_dir)
-            if not out_dir.is_absolute():
-                raise ComponentError(
-                    f"an audit needs an absolute out-dir, got {settings.out_dir!r}"
-                )
-            vault = TruthVault(out_dir / "truth")
-        attempt, server_round = config.get("attempt", 1), config.get("server-round", 0)
-        return cls(vault, cast(int, attempt), cast(int, server_round), str(context.node_id))
+    attempt: int
+    round: int
+    node: str
+    vault: TruthVault | None
 
     def keep(self, step: int, batch: Samples, indices: Tensor) -> None:
-        """Store the batch of one step."""
+        """In an audit, store the batch of one step."""
         if self.vault is not None:
             self.vault.write(
                 attempt=self.attempt,
@@ -127,12 +112,31 @@ class Audit:
                 indices=indices,
             )
 
-    def keep_defense(self, spec: str, stats: dict[str, float]) -> None:
-        """Store which defense ran and what it reports."""
+    def keep_defense(self, spec: str, stats: Stats) -> None:
+        """In an audit, store which defense ran and what it reports."""
         if self.vault is not None:
             self.vault.write_defense(
                 attempt=self.attempt, round=self.round, node=self.node, spec=spec, stats=stats
             )
+
+
+def round_trip_of(message: Message, context: Context, settings: RunSettings) -> RoundTrip:
+    """Round and attempt from the message's ConfigRecord, node from the context.
+
+    Raises:
+        ComponentError: the server says no round, or an audit has no absolute out-dir.
+    """
+    config = {k: v for record in message.content.config_records.values() for k, v in record.items()}
+    server_round, attempt = config.get("server-round"), config.get("attempt", 1)
+    if not isinstance(server_round, int) or not isinstance(attempt, int):
+        raise ComponentError(
+            f"expected whole numbers server-round and attempt in the message's ConfigRecord, "
+            f"got {config}"
+        )
+    if settings.audit and not Path(settings.out_dir).is_absolute():
+        raise ComponentError(f"an audit needs an absolute out-dir, got {settings.out_dir!r}")
+    vault = TruthVault(Path(settings.out_dir) / "truth") if settings.audit else None
+    return RoundTrip(attempt, server_round, str(context.node_id), vault)
 
 
 def client_settings(context: Context) -> RunSettings:

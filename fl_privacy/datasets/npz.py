@@ -7,7 +7,7 @@ import zlib
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Self
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -179,9 +179,12 @@ def _arrays(path: Path, names: tuple[str, ...]) -> list[np.ndarray[Any, Any]]:
 
 def _open(path: Path) -> NpzFile:
     try:
-        file = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        if not is_zipfile(path):
+            raise DatasetError(
+                f"{path}: expected an .npz file, got "
+                f"{'a file that is none' if path.exists() else 'no such file'}"
+            )
+        file: NpzFile = np.load(path, allow_pickle=False)
+    except (OSError, BadZipFile) as error:
         raise DatasetError(f"{path}: expected an .npz file that can be read: {error}") from error
-    if not isinstance(file, NpzFile):
-        raise DatasetError(f"{path}: expected an .npz file, got a single array")
     return file

@@ -41,9 +41,7 @@ CIFAR10_TASK = Task(
     classes=10,
     mean=(0.49140, 0.48216, 0.44653),
     std=(0.24703, 0.24349, 0.26159),
-    class_names=tuple(
-        ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    ),
+    class_names=CIFAR10_CLASSES,
 )
 FILES: Mapping[str, str] = {
     "MNIST": "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz",
