@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -34,6 +33,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fl_privacy.recording_store import write_atomically
 from fl_privacy.types import Outcome, Reconstruction
 
 Cell = str | int | float | bool | None
@@ -133,8 +133,7 @@ class ResultWriter:
         """
         if (folder / "config.json").exists():
             config = _same(folder, read_config(folder), config)
-        (folder / "chunks").mkdir(parents=True, exist_ok=True)
-        _write(folder / "config.json", _config_bytes(config))
+        write_atomically(folder / "config.json", _config_bytes(config))
         return cls(folder, config)
 
     @property
@@ -156,17 +155,19 @@ class ResultWriter:
             self._mark(complete=False)
         last = max((int(path.stem) for path in _chunks(self._folder)), default=-1)
         stem = self._folder / "chunks" / f"{last + 1:06d}"
-        _write(stem.with_suffix(".safetensors"), save(_tensors(reconstructions)))
-        _write(stem.with_suffix(".parquet"), _parquet(_table(rows, self._config.columns())))
+        write_atomically(stem.with_suffix(".safetensors"), save(_tensors(reconstructions)))
+        write_atomically(
+            stem.with_suffix(".parquet"), _parquet(_table(rows, self._config.columns()))
+        )
         self._done |= keys
 
     def finish(self) -> None:
         """Write ``targets.parquet`` and ``targets.csv`` and mark the analysis complete."""
         table = ResultSet(self._folder).table
-        _write(self._folder / "targets.parquet", _parquet(table))
+        write_atomically(self._folder / "targets.parquet", _parquet(table))
         text = io.BytesIO()
         pa_csv.write_csv(table, text)
-        _write(self._folder / "targets.csv", text.getvalue())
+        write_atomically(self._folder / "targets.csv", text.getvalue())
         self._mark(complete=True)
 
     def _check(
@@ -189,7 +190,7 @@ class ResultWriter:
 
     def _mark(self, *, complete: bool) -> None:
         self._config = self._config.model_copy(update={"complete": complete})
-        _write(self._folder / "config.json", _config_bytes(self._config))
+        write_atomically(self._folder / "config.json", _config_bytes(self._config))
 
 
 class ResultSet:
@@ -326,18 +327,3 @@ def _parquet(table: pa.Table) -> bytes:
 
 def _config_bytes(config: ResultConfig) -> bytes:
     return config.model_dump_json(indent=2).encode() + b"\n"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Put a file in place whole: temporary file, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

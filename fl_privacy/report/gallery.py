@@ -1,0 +1,158 @@
+"""Pictures: the clients' images beside what each adversary made of their updates."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.io import encode_png
+
+from fl_privacy.metrics.images import psnr_each
+from fl_privacy.metrics.matching import assign, pixels
+from fl_privacy.report.scores import Analysis
+from fl_privacy.types import Reconstruction, Samples
+
+TruthOf = Callable[[str], Samples | None]
+"""Key of a target -> the client's own samples, when the run was an audit."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image: who made it, as a PNG, its label, and its PSNR against the truth in dB.
+
+    ``source`` is empty when there is nothing to show; ``note`` then says why.
+    """
+
+    maker: str
+    kind: str
+    source: str = ""
+    label: str = ""
+    psnr: float | None = None
+    note: str = ""
+    width: int = 0
+    height: int = 0
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One true image and everything made of it."""
+
+    title: str
+    pictures: tuple[Picture, ...]
+
+
+def png(image: Tensor) -> str:
+    """An image ``[1 or 3, height, width]`` in [0, 1] as a ``data:`` address."""
+    content = encode_png((pixels(image) * 255).round().to(torch.uint8))
+    return "data:image/png;base64," + base64.b64encode(content.numpy().tobytes()).decode()
+
+
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether inputs of this shape can be shown."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def picks(found: Sequence[Analysis], defense: str | None) -> list[str]:
+    """Targets of a group in key order: a rule that looks at no score."""
+    return sorted({row["key"] for analysis in found for row in analysis.of(defense)})
+
+
+def strips(
+    found: Sequence[Analysis],
+    defense: str | None,
+    truth_of: TruthOf,
+    names: Sequence[str],
+    limit: int,
+) -> list[Strip]:
+    """The first ``limit`` images of a group's targets, in key order."""
+    made: list[Strip] = []
+    for key in picks(found, defense):
+        for strip in _target(found, key, truth_of(key), names):
+            if len(made) == limit:
+                return made
+            made.append(strip)
+    return made
+
+
+def _target(
+    found: Sequence[Analysis], key: str, truth: Samples | None, names: Sequence[str]
+) -> Iterator[Strip]:
+    rows = {a.label: row for a in found for row in a.rows if row["key"] == key}
+    shown = [(a, a.results.reconstruction(key)) for a in found if a.label in rows]
+    made = [
+        (a, rows[a.label], result, _pairing(result, truth) if result else {}) for a, result in shown
+    ]
+    images = len(truth) if truth else max((len(r.inputs) for _, r in shown if r), default=1)
+    for i in range(images):
+        title = _title(rows[shown[0][0].label], i, images)
+        head = [] if truth is None else [_true(truth, i, names)]
+        rest = [
+            _made(a, row, result, pairs.get(i), truth, i, names) for a, row, result, pairs in made
+        ]
+        yield Strip(title, (*head, *rest))
+
+
+def _title(row: Mapping[str, Any], i: int, images: int) -> str:
+    node = row["node"]
+    parts = [f"round {row['round']}", f"client {node}" if node else "all clients together"]
+    return ", ".join([*parts, f"image {i + 1} of {images}"] if images > 1 else parts)
+
+
+def _pairing(result: Reconstruction, truth: Samples | None) -> dict[int, int]:
+    """True image -> its reconstruction, as the scores match them."""
+    if truth is None:
+        return {i: i for i in range(len(result.inputs))}
+    mine, true = assign(result.inputs, truth.inputs)
+    return dict(zip(true.tolist(), mine.tolist(), strict=True))
+
+
+def _true(truth: Samples, i: int, names: Sequence[str]) -> Picture:
+    return _shown(
+        Picture("client's image", "truth", label=_name(truth.labels[i], names)), truth.inputs[i]
+    )
+
+
+def _made(
+    analysis: Analysis,
+    row: Mapping[str, Any],
+    result: Reconstruction | None,
+    index: int | None,
+    truth: Samples | None,
+    i: int,
+    names: Sequence[str],
+) -> Picture:
+    kind = "baseline" if analysis.is_baseline else "attack"
+    if result is None or index is None:
+        note = row["message"] or row["status"] or "no reconstruction"
+        return Picture(
+            analysis.label, kind, note=note if result is None else "no image for this one"
+        )
+    image = result.inputs[index]
+    psnr = (
+        float(psnr_each(pixels(image)[None], pixels(truth.inputs[i])[None])[0]) if truth else None
+    )
+    label = "" if index >= len(result.labels) else _name(result.labels[index], names)
+    return _shown(Picture(analysis.label, kind, label=label, psnr=psnr), image)
+
+
+def _shown(picture: Picture, image: Tensor) -> Picture:
+    if not is_image(image.shape):
+        shape = " x ".join(map(str, image.shape))
+        return Picture(picture.maker, picture.kind, note=f"inputs of {shape} are not images")
+    return Picture(
+        **{
+            **vars(picture),
+            "source": png(image),
+            "height": image.shape[1],
+            "width": image.shape[2],
+        }
+    )
+
+
+def _name(label: Tensor, names: Sequence[str]) -> str:
+    index = int(label)
+    return names[index] if 0 <= index < len(names) else f"class {index}"

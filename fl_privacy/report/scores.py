@@ -1,0 +1,163 @@
+"""From result rows to the numbers a reader wants: groups, means, gains, outcomes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fl_privacy.metrics.statistics import Interval, Quartiles, finite, mean_interval, quartiles
+from fl_privacy.results import MetricInfo, ResultConfig, ResultSet
+
+Rows = Sequence[Mapping[str, Any]]
+
+BASELINE = "baseline"
+"""Name of the adversary that guesses without looking at an update."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One result set under the name it has on the page."""
+
+    label: str
+    results: ResultSet
+    rows: Rows
+
+    @property
+    def config(self) -> ResultConfig:
+        """How it was computed."""
+        return self.results.config
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it only guesses."""
+        return self.config.name == BASELINE
+
+    def of(self, defense: str | None) -> Rows:
+        """Its targets in one defense group."""
+        return [row for row in self.rows if row["defense"] == defense]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one adversary in one defense group.
+
+    ``gain`` is the mean paired difference to the baseline over targets that both
+    scored, positive when the adversary leaks more; None for the baseline itself.
+    """
+
+    analysis: Analysis
+    defense: str | None
+    metric: MetricInfo
+    interval: Interval
+    quartiles: Quartiles
+    gain: Interval | None
+    targets: int
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How many targets of one adversary and group ended in one way."""
+
+    adversary: str
+    defense: str | None
+    status: str
+    message: str
+    count: int
+
+
+def analyses(results: Sequence[ResultSet]) -> list[Analysis]:
+    """Result sets with names that tell them apart, the baseline last."""
+    names = Counter(r.config.name for r in results)
+    specs = Counter(r.config.adversary for r in results)
+
+    def label(r: ResultSet) -> str:
+        if names[r.config.name] == 1:
+            return r.config.name
+        return r.config.adversary if specs[r.config.adversary] == 1 else r.folder.name
+
+    found = [Analysis(label(r), r, r.rows()) for r in results]
+    return sorted(found, key=lambda a: (a.is_baseline, a.label))
+
+
+def defenses(found: Sequence[Analysis]) -> list[str | None]:
+    """Defense groups: undefended (``""``), the defended ones by name, unknown (None)."""
+    present = {row["defense"] for analysis in found for row in analysis.rows}
+    return sorted(present, key=lambda d: (d is None, d or ""))
+
+
+def baseline_of(analysis: Analysis, found: Sequence[Analysis]) -> Analysis | None:
+    """The baseline run that treated most of the same targets; the first of equals."""
+    keys = {row["key"] for row in analysis.rows}
+    guesses = [a for a in found if a.is_baseline and a is not analysis]
+    return max(guesses, key=lambda a: len(keys & {r["key"] for r in a.rows}), default=None)
+
+
+def gain(mine: Rows, baseline: Rows, metric: MetricInfo) -> Interval:
+    """Mean paired difference to the baseline, in the metric's unit; positive leaks more."""
+    guess = {row["key"]: row.get(metric.name) for row in baseline}
+    sign = 1.0 if metric.higher_is_leakier else -1.0
+    pairs = [(row.get(metric.name), guess.get(row["key"])) for row in mine]
+    return mean_interval(
+        sign * (score - other) for score, other in pairs if score is not None and other is not None
+    )
+
+
+def score(
+    analysis: Analysis, defense: str | None, metric: MetricInfo, baseline: Analysis | None
+) -> Score:
+    """Summarize one metric over a defense group."""
+    rows = analysis.of(defense)
+    values = [row.get(metric.name) for row in rows]
+    return Score(
+        analysis=analysis,
+        defense=defense,
+        metric=metric,
+        interval=mean_interval(values),
+        quartiles=quartiles(values),
+        gain=gain(rows, baseline.of(defense), metric)
+        if baseline and not analysis.is_baseline
+        else None,
+        targets=len(rows),
+    )
+
+
+def scores(found: Sequence[Analysis], defense: str | None) -> list[Score]:
+    """All scores of a defense group, adversary by adversary, the baseline last."""
+    return [
+        score(analysis, defense, metric, baseline_of(analysis, found))
+        for analysis in found
+        if analysis.of(defense)
+        for metric in analysis.config.metrics
+    ]
+
+
+def strongest(lines: Sequence[Score], metric: str) -> Score | None:
+    """The adversary with the leakiest mean of a metric; None when none was scored."""
+    scored = [
+        line
+        for line in lines
+        if line.metric.name == metric and line.interval.n and not line.analysis.is_baseline
+    ]
+    return max(
+        scored,
+        key=lambda line: line.interval.mean * (1 if line.metric.higher_is_leakier else -1),
+        default=None,
+    )
+
+
+def endings(found: Sequence[Analysis]) -> list[Ending]:
+    """How the attacks ended, counted by adversary, group, status and reason."""
+    counts = Counter(
+        (a.label, row["defense"], row["status"] or "unknown", row["message"] or "")
+        for a in found
+        for row in a.rows
+    )
+    ordered = sorted(counts.items(), key=lambda item: (item[0][0], item[0][1] or "", -item[1]))
+    return [Ending(*what, count) for what, count in ordered]
+
+
+def scored_values(analysis: Analysis, defense: str | None, metric: str) -> list[float]:
+    """The values of a metric that are numbers, by target key."""
+    return [float(v) for v in finite(row.get(metric) for row in analysis.of(defense))]

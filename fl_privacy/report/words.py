@@ -1,0 +1,156 @@
+"""Numbers and settings in plain words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fl_privacy.metrics.statistics import Interval, Quartiles
+from fl_privacy.report.scores import Analysis, Score
+from fl_privacy.results import MetricInfo
+from fl_privacy.types import LocalTraining
+
+UNITS = {
+    "update": "It saw each client's update of each round on its own.",
+    "client": "It saw all updates of a client together, linked over the rounds.",
+    "aggregate": "It saw only the weighted mean of a round's updates (secure aggregation).",
+}
+
+
+def number(value: float, metric: MetricInfo, *, signed: bool = False) -> str:
+    """A value in its metric's usual precision; a dash when there is none."""
+    if not math.isfinite(value):
+        return "–"
+    digits = 1 if metric.unit == "dB" else 4 if metric.name == "mse" else 2
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def interval(value: Interval, metric: MetricInfo, *, signed: bool = False) -> str:
+    """``mean [low, high]``; the bare mean when one value gives no interval."""
+    mean = number(value.mean, metric, signed=signed)
+    if not math.isfinite(value.low):
+        return mean
+    low, high = (number(v, metric, signed=signed) for v in (value.low, value.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def spread(value: Quartiles, metric: MetricInfo) -> str:
+    """Lower quartile, median, upper quartile."""
+    return " / ".join(number(v, metric) for v in (value.lower, value.median, value.upper))
+
+
+def count(n: int, noun: str, plural: str = "") -> str:
+    """``1 target``, ``2 targets``."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def group_title(defense: str | None) -> str:
+    """Name of a defense group."""
+    if defense is None:
+        return "Defense unknown"
+    return f"Defended: {defense}" if defense else "Undefended"
+
+
+def group_clients(defense: str | None) -> str:
+    """The clients of a defense group, inside a sentence."""
+    if defense is None:
+        return "clients whose defense is unknown"
+    return f"clients defended by {defense}" if defense else "undefended clients"
+
+
+def headline(best: Score, guess: Interval | None) -> str:
+    """What the strongest adversary got from one defense group, in one sentence."""
+    unit = f" {best.metric.unit}"
+    got = f"{interval(best.interval, best.metric)}{unit}"
+    sentence = (
+        f"From the updates of {group_clients(best.defense)} the server reconstructed the images of "
+        f"{count(best.interval.n, 'target')} with a mean PSNR of {got}"
+    )
+    if best.gain is None or not best.gain.n or guess is None:
+        return f"{sentence}. No baseline was scored on them, so it is open what a guess would get."
+    return (
+        f"{sentence}; guessing without looking at any update gets "
+        f"{interval(guess, best.metric)}{unit}. {verdict(best.gain, best.metric)}"
+    )
+
+
+def verdict(gain: Interval, metric: MetricInfo) -> str:
+    """What a paired difference to the baseline does and does not show."""
+    size = f"{interval(gain, metric, signed=True)} {metric.unit}, n = {gain.n}"
+    if not math.isfinite(gain.low):
+        return f"One target alone ({size}) shows no tendency."
+    if gain.low > 0:
+        return f"The updates leaked: {size} over the guess."
+    if gain.high < 0:
+        return f"This attack did worse than the guess: {size}. Another may do better."
+    return (
+        f"This attack did no better than the guess: {size}. "
+        f"That is no proof of privacy; another attack may do better."
+    )
+
+
+def knowledge(analysis: Analysis, training: LocalTraining | None) -> list[str]:
+    """What an adversary saw and knew, in sentences; granted oracles are told apart."""
+    model = analysis.config.threat_model
+    known = bool(model.get("local_training", False))
+    said = [UNITS.get(str(model.get("unit")), f"Unit of attack: {model.get('unit', 'unknown')}.")]
+    if "labels" not in analysis.config.oracle:
+        said.append("Labels were inferred from the update, not given.")
+    if known and training:
+        said.append(f"It knew how clients train: {local_training(training)}.")
+    elif not known:
+        said.append("It did not know learning rate, number of steps or batch size.")
+    auxiliary, defense = model.get("auxiliary"), model.get("defense")
+    said.append(f"It held data of its own: {auxiliary}." if auxiliary else "It held no data.")
+    said.append(
+        f"It knew of the defense {defense} and adapted to it."
+        if defense
+        else "It knew of no defense and adapted to none."
+    )
+    withheld = model.get("withheld")
+    if isinstance(withheld, list) and withheld:
+        said.append(f"It did not see these parameters: {', '.join(map(str, withheld))}.")
+    return said
+
+
+def local_training(training: LocalTraining) -> str:
+    """How a client turns data into an update."""
+    decay = f", weight decay {training.weight_decay:g}" if training.weight_decay else ""
+    momentum = f", momentum {training.momentum:g}" if training.momentum else ""
+    work = (
+        f"one SGD step on one batch of {count(training.batch_size, 'image')}"
+        if training.algorithm == "fedsgd"
+        else f"{count(training.epochs, 'local epoch')} of SGD in {training.order} batches of "
+        f"{training.batch_size}"
+    )
+    return (
+        f"{work}, learning rate {training.lr:g}{momentum}{decay}, "
+        f"batch norm in {training.batch_norm} mode"
+    )
+
+
+def batches(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many images the attacked batches hold."""
+    sizes = sorted({row["images"] for row in rows if row["images"] is not None})
+    if not sizes:
+        return "It is unknown how many images the attacked batches hold."
+    if sizes == [1]:
+        return "The attacked batches hold one image each, the easiest case for an attack."
+    if len(sizes) == 1:
+        return f"The attacked batches hold {sizes[0]} images each."
+    return f"The attacked batches hold {sizes[0]} to {sizes[-1]} images each."
+
+
+def rounds(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which rounds were attacked, and whether the model was trained by then."""
+    found = sorted({row["round"] for row in rows if row["round"] is not None})
+    if not found:
+        return "It is unknown which rounds were attacked."
+    listed = ", ".join(map(str, found)) if len(found) < 9 else f"{found[0]} to {found[-1]}"
+    trained = {
+        (True, False): "the model was still untrained",
+        (True, True): "the model was untrained in round 1 and trained by all earlier rounds later",
+        (False, True): "the model was trained by all earlier rounds",
+    }[(found[0] <= 1, found[-1] > 1)]
+    return f"{'Round' if len(found) == 1 else 'Rounds'} {listed} attacked: {trained}."

@@ -1,0 +1,180 @@
+"""A small synthetic run: digits, two clients' worth of updates, three result sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fl_privacy.datasets.digits import Digits
+from fl_privacy.metrics.images import MSE, PSNR, SSIM
+from fl_privacy.metrics.labels import LabelAccuracy
+from fl_privacy.recording import Manifest, RecordingWriter
+from fl_privacy.results import Cell, MetricInfo, ResultConfig, ResultWriter
+from fl_privacy.run_folder import RunFolder
+from fl_privacy.threat_model import ThreatModel, digest
+from fl_privacy.truth import TruthVault
+from fl_privacy.types import LocalTraining, Outcome, Reconstruction, Samples, Task
+
+METRICS = {"psnr": PSNR(), "ssim": SSIM(), "mse": MSE(), "label_accuracy": LabelAccuracy()}
+INFOS = tuple(
+    MetricInfo(name=name, unit=metric.unit, higher_is_leakier=metric.higher_is_leakier)
+    for name, metric in METRICS.items()
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the run holds of one update: its key, who sent it, and the truth."""
+
+    key: str
+    round: int
+    node: str
+    defense: str
+    truth: Samples
+
+
+@dataclass
+class SyntheticRun:
+    """A run folder under construction."""
+
+    path: Path
+    targets: list[Target]
+    task: Task
+
+    def add_results(
+        self,
+        name: str,
+        guess: Callable[[int, Target], Tensor | str],
+        *,
+        audited: bool = True,
+        oracle: tuple[str, ...] = (),
+        adversary: str = "",
+    ) -> Path:
+        """Write a result set; ``guess`` gives inputs, or the reason of a failure."""
+        model = ThreatModel(labels="oracle" if oracle else "inferred")
+        config = ResultConfig(
+            name=name,
+            adversary=adversary or name,
+            model="mlp",
+            threat_model=model.model_dump(mode="json"),
+            seed=3,
+            device="cpu",
+            width=8,
+            recording_digest="ab" * 32,
+            metrics=INFOS,
+            oracle=oracle,
+            versions={"torch": torch.__version__},
+        )
+        folder = RunFolder(self.path).results / config.folder_name
+        writer = ResultWriter.open(folder, config)
+        for i, target in enumerate(self.targets):
+            made = guess(i, target)
+            row: dict[str, Cell] = {
+                "key": target.key,
+                "attempt": 1,
+                "round": target.round,
+                "node": target.node,
+                "images": len(target.truth),
+                "defense": target.defense if audited else None,
+                "labels": "oracle" if oracle else "inferred",
+            }
+            if isinstance(made, str):
+                writer.write_chunk([{**row, "status": "failed", "message": made}], {})
+                continue
+            result = Reconstruction(
+                target.key, made, target.truth.labels, Outcome("completed"), 0.01, 0.5
+            )
+            if audited:
+                row |= {n: float(m.score([result], [target.truth])[0]) for n, m in METRICS.items()}
+            row |= {"status": "completed", "message": "", "loss": 0.01, "seconds": 0.5}
+            writer.write_chunk([row], {target.key: result})
+        writer.finish()
+        return folder
+
+
+def near(i: int, target: Target) -> Tensor:
+    """The truth with some noise; with much of it where a defense is named."""
+    noise = torch.randn(target.truth.inputs.shape, generator=torch.Generator().manual_seed(i))
+    return target.truth.inputs + (0.5 if target.defense else 0.06) * noise
+
+
+def gray(i: int, target: Target) -> Tensor:
+    """A guess that looks at nothing."""
+    return torch.full_like(target.truth.inputs, 0.4)
+
+
+@pytest.fixture
+def synthetic_run(tmp_path: Path) -> Callable[..., SyntheticRun]:
+    """Make a run folder with a real recording, and truth if it is an audit."""
+
+    def make(
+        *,
+        clients: int = 4,
+        rounds: int = 2,
+        batch: int = 1,
+        node: str = "client{}",
+        audit: bool = True,
+        defense: str = "gaussian_noise(scale=0.1)",
+        lost: str = "",
+        data: Samples | None = None,
+        task: Task | None = None,
+    ) -> SyntheticRun:
+        folder = RunFolder(tmp_path / "run")
+        samples = data or Digits().load("test", torch.arange(64))
+        task = task or Digits().task()
+        manifest = Manifest(
+            created="2026-01-01T00:00:00+00:00",
+            model="mlp",
+            dataset="digits",
+            task=task,
+            local_training=LocalTraining(lr=0.1, batch_size=batch),
+            run_config={"seed": 3, "num-server-rounds": rounds},
+            versions={"torch": torch.__version__},
+            code_digest="cd" * 8,
+        )
+        targets: list[Target] = []
+        with RecordingWriter.open(folder.recording, manifest) as writer:
+            vault = TruthVault(folder.truth)
+            for r in range(1, rounds + 1):
+                _, sent = writer.put_global({"w": np.full((2, 2), r, dtype=np.float32)})
+                for c in range(clients):
+                    n = len(targets)
+                    pick = torch.arange(n * batch, (n + 1) * batch) % len(samples)
+                    truth = Samples(samples.inputs[pick], samples.labels[pick])
+                    entry = writer.append(
+                        round=r,
+                        node=node.format(c),
+                        arrays={"w": np.full((2, 2), n, dtype=np.float32)},
+                        num_examples=batch,
+                        global_digest=sent,
+                    )
+                    guarded = defense if c >= clients // 2 else ""
+                    if audit:
+                        keep = {"attempt": writer.attempt, "round": r, "node": entry.node}
+                        vault.write(**keep, step=0, samples=truth, indices=pick)
+                        if guarded:
+                            vault.write_defense(**keep, spec=guarded, stats={})
+                    key = digest("update", entry.sha256)
+                    targets.append(Target(key, r, entry.node, guarded, truth))
+                if lost:
+                    writer.append(
+                        round=r,
+                        node="gone",
+                        arrays=None,
+                        num_examples=None,
+                        global_digest=sent,
+                        status=f"error: {lost}",
+                    )
+                writer.end_round(r)
+        history = [{"round": r, "accuracy": 0.1 + 0.1 * r, "n": 360} for r in range(rounds + 1)]
+        folder.history.write_text("".join(json.dumps(line) + "\n" for line in history))
+        return SyntheticRun(folder.path, targets, task)
+
+    return make
