@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, Tensor]
 """Named tensors in the order of the model's ``state_dict``."""
 
-Stats = Mapping[str, float]
-"""Named scalars a defense reports about one step or update."""
+Stats = Mapping[str, float | Tensor]
+"""Named scalars a defense reports about one step or update.
+
+Computed values stay 0-d tensors: a defense then runs inside ``torch.func`` transforms and
+never waits for the device. Clients turn them into floats when they store them.
+"""
 
 ModelFactory = Callable[[], nn.Module]
 
