@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fl_privacy.component import ComponentError
 from fl_privacy.protocols import GradientDefense, UpdateDefense
-from fl_privacy.types import LocalTraining, Stats, Step, Tensors
+from fl_privacy.types import Stats, Step, Tensors
 
 
 def per_sample_loss(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -19,34 +19,33 @@ def per_sample_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(outputs, labels, reduction="none")
 
 
-def defended_gradient(
-    model: nn.Module,
-    inputs: Tensor,
-    labels: Tensor,
-    training: LocalTraining,
-    defense: GradientDefense,
-    generator: Generator,
-) -> tuple[float, Stats]:
-    """Set ``.grad`` of each parameter to what ``defense`` makes of the step; loss and stats.
-
-    The defense works on detached parameters and copied buffers. An undefended forward pass
-    gives the loss and moves the running statistics, as it would without a defense.
-    """
-    step = Step(
+def step_of(model: nn.Module, inputs: Tensor, labels: Tensor, *, expected_batch_size: int) -> Step:
+    """The step on normalized ``inputs``: detached parameters, copied buffers."""
+    return Step(
         model=model,
         parameters={name: value.detach() for name, value in model.named_parameters()},
         buffers={name: value.clone() for name, value in model.named_buffers()},
         inputs=inputs,
         labels=labels,
         loss=per_sample_loss,
-        expected_batch_size=training.batch_size if defense.sampling == "poisson" else len(labels),
+        expected_batch_size=expected_batch_size,
     )
+
+
+def defended_gradient(
+    step: Step, defense: GradientDefense, generator: Generator
+) -> tuple[float, Stats]:
+    """Set ``.grad`` of each parameter to what ``defense`` makes of the step; loss and stats.
+
+    An undefended forward pass gives the mean loss and moves the running statistics of batch
+    norm, as it would without a defense.
+    """
     gradient, stats = defense.defend_gradient(step, generator=generator)
-    for name, parameter in model.named_parameters():
+    for name, parameter in step.model.named_parameters():
         parameter.grad = gradient[name].detach().to(parameter)
     with torch.no_grad():
-        loss = per_sample_loss(model(inputs), labels).sum() / max(len(labels), 1)
-    return float(loss), stats
+        losses = step.loss(step.model(step.inputs), step.labels)
+    return float(losses.sum()) / max(len(losses), 1), stats
 
 
 def defend_update(
@@ -68,7 +67,8 @@ def defend_update(
     stats: dict[str, float] = {}
     for defense in defenses:
         update, of_defense = defense.defend_update(update, generator=generator)
-        stats |= {f"{type(defense).__name__}/{key}": value for key, value in of_defense.items()}
+        name = type(defense).__name__
+        stats |= {f"{name}/{key}": float(value) for key, value in of_defense.items()}
     defended = {name: sent[name].to(update[name]) + update[name] for name in names}
     return {**returned, **defended}, stats
 
@@ -95,4 +95,4 @@ def split_defenses(
 def mean_stats(stats: Sequence[Stats]) -> dict[str, float]:
     """Average each named scalar over the steps."""
     names = stats[0] if stats else ()
-    return {name: sum(of_step[name] for of_step in stats) / len(stats) for name in names}
+    return {name: sum(float(of_step[name]) for of_step in stats) / len(stats) for name in names}

@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clients.defending import defended_gradient, mean_stats, per_sample_loss
+from clients.defending import defended_gradient, mean_stats, per_sample_loss, step_of
 from fl_privacy.protocols import GradientDefense
 from fl_privacy.types import LocalTraining, Samples, Task
 
@@ -50,10 +50,10 @@ def local_train(
 ) -> TrainResult:
     """Train ``model`` in place on ``samples``; deterministic on one thread.
 
-    ``generator`` (CPU) draws the batches and seeds dropout; ``defense_generator`` (CPU) is
-    the gradient defense's. ``fedsgd`` takes one step on one batch (under ``shuffled`` order a
-    random one, under ``sequential`` the first samples) and counts that batch as its examples;
-    ``fedavg`` counts all samples.
+    ``generator`` (CPU) draws the batches and then a seed for dropout; ``defense_generator``
+    (CPU) is the gradient defense's. ``fedsgd`` takes one step on one batch (under ``shuffled``
+    order a random one, under ``sequential`` the first samples) and counts that batch as its
+    examples; ``fedavg`` counts all samples.
 
     Raises:
         ValueError: no samples, or ``drop_last`` leaves no batch.
@@ -72,7 +72,7 @@ def local_train(
         weight_decay=training.weight_decay,
     )
     losses, stats, seen = 0.0, [], 0
-    with _private_dropout(generator.initial_seed(), device):
+    with _private_dropout(generator, device):
         for number, indices in enumerate(batches):
             batch = take(samples, indices)
             if on_step is not None:
@@ -82,9 +82,9 @@ def local_train(
             if gradient_defense is None or defense_generator is None:
                 loss = plain_gradient(model, inputs, labels)
             else:
-                loss, of_step = defended_gradient(
-                    model, inputs, labels, training, gradient_defense, defense_generator
-                )
+                nominal = training.batch_size if sampling == "poisson" else len(indices)
+                step = step_of(model, inputs, labels, expected_batch_size=nominal)
+                loss, of_step = defended_gradient(step, gradient_defense, defense_generator)
                 stats.append(of_step)
             optimizer.step()
             losses, seen = losses + loss * len(indices), seen + len(indices)
@@ -136,8 +136,9 @@ def _num_examples(n: int, training: LocalTraining, batches: Sequence[Tensor], sa
 
 
 @contextmanager
-def _private_dropout(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout masks come from ``seed``; the global generators are as before afterwards."""
+def _private_dropout(generator: Generator, device: torch.device) -> Iterator[None]:
+    """Dropout draws from a seed of ``generator``; the global state comes back afterwards."""
+    seed = int(torch.randint(2**62, (), generator=generator))
     on_cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_cuda else []):
         torch.default_generator.manual_seed(seed)

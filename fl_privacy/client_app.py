@@ -29,7 +29,7 @@ from fl_privacy.protocols import Dataset, Model, Partition
 from fl_privacy.seeding import generator
 from fl_privacy.settings import RunSettings, parse_settings
 from fl_privacy.truth import TruthVault
-from fl_privacy.types import Samples, Stats
+from fl_privacy.types import Samples
 
 app = ClientApp()
 
@@ -112,7 +112,7 @@ class RoundTrip:
                 indices=indices,
             )
 
-    def keep_defense(self, spec: str, stats: Stats) -> None:
+    def keep_defense(self, spec: str, stats: dict[str, float]) -> None:
         """In an audit, store which defense ran and what it reports."""
         if self.vault is not None:
             self.vault.write_defense(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from fl_privacy.component import Component
 from fl_privacy.types import NonNegativeFloat, Stats, Tensors
@@ -26,7 +26,7 @@ class GaussianNoise(Component):
     scale: NonNegativeFloat
 
     def defend_update(self, update: Tensors, *, generator: Generator) -> tuple[Tensors, Stats]:
-        """The noisy update and its signal-to-noise ratio.
+        """The noisy update; norms of update and noise, and their ratio ``snr``.
 
         Noise is drawn on the CPU from ``generator`` in the order of ``update``, so it is the
         same on every device; the result is differentiable in ``update``.
@@ -35,8 +35,13 @@ class GaussianNoise(Component):
         for name, value in update.items():
             noise = torch.randn(value.shape, generator=generator, dtype=torch.float32)
             noisy[name] = value + self.scale * noise.to(value)
-        entries = sum(value.numel() for value in update.values())
-        signal = math.sqrt(sum(float(value.detach().square().sum()) for value in update.values()))
-        noise_norm = self.scale * math.sqrt(entries)
-        snr = signal / noise_norm if noise_norm else math.inf
-        return noisy, {"update_norm": signal, "expected_noise_norm": noise_norm, "snr": snr}
+        norm = global_norm(update)
+        expected = self.scale * math.sqrt(sum(value.numel() for value in update.values()))
+        stats = {"update_norm": norm, "expected_noise_norm": torch.tensor(expected)}
+        return noisy, stats | ({"snr": norm / expected} if expected else {})
+
+
+def global_norm(tensors: Tensors) -> Tensor:
+    """L2 norm over all entries of all tensors, detached."""
+    squares = [value.detach().square().sum() for value in tensors.values()]
+    return torch.stack(squares).sum().sqrt()

@@ -48,8 +48,8 @@ class PerSampleClipping(Component):
             for name, value in gradients.items()
         }
         return clipped, {
-            "clipped_share": float((norms.detach() > self.max_norm).double().mean()),
-            "mean_norm": float(norms.detach().double().mean()),
+            "clipped_share": (norms.detach() > self.max_norm).to(norms).mean(),
+            "mean_norm": norms.detach().mean(),
         }
 
 
