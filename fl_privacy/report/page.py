@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +25,7 @@ from fl_privacy.report.reading import Run, read_run
 from fl_privacy.report.scores import (
     Analysis,
     Score,
+    attacks,
     baseline_of,
     defenses,
     endings,
@@ -60,7 +61,8 @@ def write_report(run: Path, *, pictures: int = 16) -> Path:
 def render(run: Run, *, pictures: int) -> str:
     """The page of a run."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = words.number
+    environment.filters["plain"] = words.plain
+    environment.filters["metric_name"] = words.metric_name
     environment.filters["count"] = words.count
     template = files("fl_privacy.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(context(run, pictures))
@@ -79,7 +81,7 @@ def context(run: Run, pictures: int) -> dict[str, Any]:
         "headlines": headlines(found),
         "why": why_no_scores(run),
         "facts": facts(run),
-        "setting": [words.batches(rows), words.rounds(rows)] if rows else [],
+        "setting": words.batches(rows) if rows else "",
         "oracles": sorted({oracle for a in found for oracle in a.config.oracle}),
         "galleries": [gallery(run, defense, pictures) for defense in defenses(found)],
         "pictures": pictures,
@@ -93,26 +95,45 @@ def context(run: Run, pictures: int) -> dict[str, Any]:
     }
 
 
-def headlines(found: Sequence[Analysis]) -> list[tuple[str, str]]:
-    """For each defense group with a PSNR: its title and a sentence on the strongest attack."""
+@dataclass(frozen=True)
+class Headline:
+    """One defense group in a sentence and two numbers."""
+
+    title: str
+    sentence: str
+    got: str
+    guess: str
+    oracle: tuple[str, ...]
+
+
+def headlines(found: Sequence[Analysis]) -> list[Headline]:
+    """What the strongest attack got from each defense group that has a PSNR."""
     said = []
     for defense in defenses(found):
         lines = scores(found, defense)
         best = strongest(lines, PSNR)
         if best is None:
             continue
-        guess = baseline_of(best.analysis, found)
-        value = score(guess, defense, best.metric, None).interval if guess else None
-        said.append((words.group_title(defense), words.headline(best, value)))
+        guesser = baseline_of(best.analysis, found)
+        guess = score(guesser, defense, best.metric, None).interval if guesser else None
+        said.append(
+            Headline(
+                title=words.group_title(defense),
+                sentence=words.headline(best, guess, len(attacks(lines, PSNR))),
+                got=words.number(best.interval.mean, best.metric),
+                guess=words.number(guess.mean, best.metric) if guess else "",
+                oracle=best.analysis.config.oracle,
+            )
+        )
     return said
 
 
 def why_no_scores(run: Run) -> str:
     """Why there is no headline with numbers; empty when there is one."""
-    attacks = [a for a in run.analyses if not a.is_baseline]
-    if not attacks:
+    tried = [a for a in run.analyses if not a.is_baseline]
+    if not tried:
         return "No adversary has attacked this recording yet, so there is nothing to score."
-    if all(row["status"] == "failed" for a in attacks for row in a.rows):
+    if all(row["status"] == "failed" for a in tried for row in a.rows):
         return "No attack produced anything to score: every target failed, for the reasons below."
     if run.truth_of is None:
         return (
@@ -256,17 +277,17 @@ def provenance(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     return parts
 
 
-def _pairs(values: dict[str, Any] | Counter[str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items()) or "unknown"
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value or 'none'}" for name, value in values.items()) or "unknown"
 
 
 def commands(run: Run) -> list[str]:
     """What to type to get these numbers again from the recording."""
     place = shlex.quote(os.fspath(run.path))
-    attacks = [
+    again = [
         f"fl-privacy attack {place} --adversary {shlex.quote(a.config.adversary)}"
         f" --seed {a.config.seed}"
         for a in run.analyses
         if not a.is_baseline
     ]
-    return [*attacks, f"fl-privacy report {place}"]
+    return [*again, f"fl-privacy report {place}"]

@@ -134,28 +134,33 @@ def scores(found: Sequence[Analysis], defense: str | None) -> list[Score]:
 
 
 def strongest(lines: Sequence[Score], metric: str) -> Score | None:
-    """The adversary with the leakiest mean of a metric; None when none was scored."""
-    scored = [
-        line
-        for line in lines
-        if line.metric.name == metric and line.interval.n and not line.analysis.is_baseline
-    ]
+    """The adversary with the leakiest mean of a metric; None when none was scored.
+
+    One that was granted an oracle is taken only when there is no other.
+    """
+    scored = [line for line in attacks(lines, metric) if line.interval.n]
     return max(
-        scored,
+        [line for line in scored if not line.analysis.config.oracle] or scored,
         key=lambda line: line.interval.mean * (1 if line.metric.higher_is_leakier else -1),
         default=None,
     )
 
 
+def attacks(lines: Sequence[Score], metric: str) -> list[Score]:
+    """The scores of a metric, without the baseline's."""
+    return [s for s in lines if s.metric.name == metric and not s.analysis.is_baseline]
+
+
 def endings(found: Sequence[Analysis]) -> list[Ending]:
     """How the attacks ended, counted by adversary, group, status and reason."""
-    counts = Counter(
-        (a.label, row["defense"], row["status"] or "unknown", row["message"] or "")
+    return [
+        Ending(a.label, defense, status, message, count)
         for a in found
-        for row in a.rows
-    )
-    ordered = sorted(counts.items(), key=lambda item: (item[0][0], item[0][1] or "", -item[1]))
-    return [Ending(*what, count) for what, count in ordered]
+        for defense in defenses([a])
+        for (status, message), count in Counter(
+            (row["status"] or "unknown", row["message"] or "") for row in a.of(defense)
+        ).most_common()
+    ]
 
 
 def scored_values(analysis: Analysis, defense: str | None, metric: str) -> list[float]:

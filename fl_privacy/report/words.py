@@ -22,13 +22,14 @@ def number(value: float, metric: MetricInfo, *, signed: bool = False) -> str:
     """A value in its metric's usual precision; a dash when there is none."""
     if not math.isfinite(value):
         return "–"
-    digits = 1 if metric.unit == "dB" else 4 if metric.name == "mse" else 2
+    digits = 1 if metric.unit == "dB" else 3 if metric.name == "mse" else 2
     return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
 
 
 def interval(value: Interval, metric: MetricInfo, *, signed: bool = False) -> str:
-    """``mean [low, high]``; the bare mean when one value gives no interval."""
-    mean = number(value.mean, metric, signed=signed)
+    """``mean [low, high]``, dB named; the bare mean when one value gives no interval."""
+    unit = " dB" if metric.unit == "dB" and math.isfinite(value.mean) else ""
+    mean = number(value.mean, metric, signed=signed) + unit
     if not math.isfinite(value.low):
         return mean
     low, high = (number(v, metric, signed=signed) for v in (value.low, value.high))
@@ -38,6 +39,16 @@ def interval(value: Interval, metric: MetricInfo, *, signed: bool = False) -> st
 def spread(value: Quartiles, metric: MetricInfo) -> str:
     """Lower quartile, median, upper quartile."""
     return " / ".join(number(v, metric) for v in (value.lower, value.median, value.upper))
+
+
+def metric_name(name: str) -> str:
+    """``PSNR`` for ``psnr``, ``label accuracy`` for ``label_accuracy``."""
+    return name.upper() if len(name) <= 5 else plain(name)
+
+
+def plain(name: str) -> str:
+    """A component's name as words, which can be broken over lines."""
+    return name.replace("_", " ")
 
 
 def count(n: int, noun: str, plural: str = "") -> str:
@@ -59,33 +70,38 @@ def group_clients(defense: str | None) -> str:
     return f"clients defended by {defense}" if defense else "undefended clients"
 
 
-def headline(best: Score, guess: Interval | None) -> str:
-    """What the strongest adversary got from one defense group, in one sentence."""
-    unit = f" {best.metric.unit}"
-    got = f"{interval(best.interval, best.metric)}{unit}"
+def headline(best: Score, guess: Interval | None, attacks: int) -> str:
+    """What the strongest adversary got from one defense group, in plain words."""
+    rank = "the only attack" if attacks == 1 else f"the strongest of {attacks} attacks"
+    told = f", told the true {' and '.join(best.analysis.config.oracle)}"
     sentence = (
-        f"From the updates of {group_clients(best.defense)} the server reconstructed the images of "
-        f"{count(best.interval.n, 'target')} with a mean PSNR of {got}"
+        f"From the updates of {group_clients(best.defense)} the server "
+        f"({best.analysis.label}, {rank}{told if best.analysis.config.oracle else ''}) "
+        f"reconstructed the inputs of {count(best.interval.n, 'target')} with a mean PSNR of "
+        f"{interval(best.interval, best.metric)}"
     )
     if best.gain is None or not best.gain.n or guess is None:
         return f"{sentence}. No baseline was scored on them, so it is open what a guess would get."
     return (
         f"{sentence}; guessing without looking at any update gets "
-        f"{interval(guess, best.metric)}{unit}. {verdict(best.gain, best.metric)}"
+        f"{interval(guess, best.metric)}. {verdict(best.gain, best.metric)}"
     )
 
 
 def verdict(gain: Interval, metric: MetricInfo) -> str:
     """What a paired difference to the baseline does and does not show."""
-    size = f"{interval(gain, metric, signed=True)} {metric.unit}, n = {gain.n}"
+    size = interval(gain, metric, signed=True)
     if not math.isfinite(gain.low):
-        return f"One target alone ({size}) shows no tendency."
+        return f"One target alone ({size} over the guess) shows no tendency."
     if gain.low > 0:
-        return f"The updates leaked: {size} over the guess."
+        return f"The updates leaked: {size} over the guess on the same {gain.n} targets."
     if gain.high < 0:
-        return f"This attack did worse than the guess: {size}. Another may do better."
+        return (
+            f"This attack did worse than the guess: {size} on the same {gain.n} targets. "
+            f"That is no proof of privacy; another attack may do better."
+        )
     return (
-        f"This attack did no better than the guess: {size}. "
+        f"This attack did no better than the guess: {size} on the same {gain.n} targets. "
         f"That is no proof of privacy; another attack may do better."
     )
 
@@ -95,14 +111,19 @@ def knowledge(analysis: Analysis, training: LocalTraining | None) -> list[str]:
     model = analysis.config.threat_model
     known = bool(model.get("local_training", False))
     said = [UNITS.get(str(model.get("unit")), f"Unit of attack: {model.get('unit', 'unknown')}.")]
+    said += [batches(analysis.rows), rounds(analysis.rows)]
     if "labels" not in analysis.config.oracle:
-        said.append("Labels were inferred from the update, not given.")
+        said.append("Labels were inferred, not given.")
     if known and training:
         said.append(f"It knew how clients train: {local_training(training)}.")
     elif not known:
         said.append("It did not know learning rate, number of steps or batch size.")
     auxiliary, defense = model.get("auxiliary"), model.get("defense")
-    said.append(f"It held data of its own: {auxiliary}." if auxiliary else "It held no data.")
+    said.append(
+        f"It held data of its own: the test split of {auxiliary}."
+        if auxiliary
+        else "It held no data of its own."
+    )
     said.append(
         f"It knew of the defense {defense} and adapted to it."
         if defense
@@ -148,9 +169,12 @@ def rounds(rows: Sequence[Mapping[str, Any]]) -> str:
     if not found:
         return "It is unknown which rounds were attacked."
     listed = ", ".join(map(str, found)) if len(found) < 9 else f"{found[0]} to {found[-1]}"
-    trained = {
-        (True, False): "the model was still untrained",
-        (True, True): "the model was untrained in round 1 and trained by all earlier rounds later",
-        (False, True): "the model was trained by all earlier rounds",
-    }[(found[0] <= 1, found[-1] > 1)]
-    return f"{'Round' if len(found) == 1 else 'Rounds'} {listed} attacked: {trained}."
+    noun = "round" if len(found) == 1 else "rounds"
+    fresh = [row["attempt"] in (None, 1) and row["round"] == 1 for row in rows]
+    if all(fresh):
+        trained = "the model still had its initial weights (untrained)"
+    elif any(fresh):
+        trained = "the model had its initial weights in round 1 (untrained), later trained ones"
+    else:
+        trained = "the model had been trained by the earlier rounds"
+    return f"Attacked: {noun} {listed}; {trained}."

@@ -15,6 +15,7 @@ from torch import Tensor
 from fl_privacy.datasets.digits import Digits
 from fl_privacy.metrics.images import MSE, PSNR, SSIM
 from fl_privacy.metrics.labels import LabelAccuracy
+from fl_privacy.protocols import Metric
 from fl_privacy.recording import Manifest, RecordingWriter
 from fl_privacy.results import Cell, MetricInfo, ResultConfig, ResultWriter
 from fl_privacy.run_folder import RunFolder
@@ -22,7 +23,12 @@ from fl_privacy.threat_model import ThreatModel, digest
 from fl_privacy.truth import TruthVault
 from fl_privacy.types import LocalTraining, Outcome, Reconstruction, Samples, Task
 
-METRICS = {"psnr": PSNR(), "ssim": SSIM(), "mse": MSE(), "label_accuracy": LabelAccuracy()}
+METRICS: dict[str, Metric] = {
+    "psnr": PSNR(),
+    "ssim": SSIM(),
+    "mse": MSE(),
+    "label_accuracy": LabelAccuracy(),
+}
 INFOS = tuple(
     MetricInfo(name=name, unit=metric.unit, higher_is_leakier=metric.higher_is_leakier)
     for name, metric in METRICS.items()
@@ -148,19 +154,23 @@ def synthetic_run(tmp_path: Path) -> Callable[..., SyntheticRun]:
                     n = len(targets)
                     pick = torch.arange(n * batch, (n + 1) * batch) % len(samples)
                     truth = Samples(samples.inputs[pick], samples.labels[pick])
+                    sender = node.format(c)
                     entry = writer.append(
                         round=r,
-                        node=node.format(c),
+                        node=sender,
                         arrays={"w": np.full((2, 2), n, dtype=np.float32)},
                         num_examples=batch,
                         global_digest=sent,
                     )
                     guarded = defense if c >= clients // 2 else ""
                     if audit:
-                        keep = {"attempt": writer.attempt, "round": r, "node": entry.node}
-                        vault.write(**keep, step=0, samples=truth, indices=pick)
-                        if guarded:
-                            vault.write_defense(**keep, spec=guarded, stats={})
+                        at = writer.attempt
+                        vault.write(
+                            attempt=at, round=r, node=sender, step=0, samples=truth, indices=pick
+                        )
+                        vault.write_defense(
+                            attempt=at, round=r, node=sender, spec=guarded, stats={}
+                        )
                     key = digest("update", entry.sha256)
                     targets.append(Target(key, r, entry.node, guarded, truth))
                 if lost:
