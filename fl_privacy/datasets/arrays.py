@@ -37,10 +37,11 @@ class Arrays:
         return Arrays(self.inputs[indices], self.labels[indices], properties)
 
     def samples(self, indices: Tensor | None = None) -> Samples:
-        """The chosen samples, all by default, as float32."""
-        chosen = self if indices is None else self.select(indices)
+        """A copy of the chosen samples, all by default, as float32."""
+        chosen = self.select(torch.arange(len(self.labels)) if indices is None else indices)
         scale = 255.0 if chosen.inputs.dtype == torch.uint8 else 1.0
-        return Samples(chosen.inputs.to(torch.float32) / scale, chosen.labels, chosen.properties)
+        inputs = chosen.inputs.to(torch.float32).div_(scale)
+        return Samples(inputs, chosen.labels, chosen.properties)
 
 
 def moments(arrays: Arrays) -> tuple[tuple[float, ...], tuple[float, ...]]:
