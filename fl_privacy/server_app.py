@@ -81,6 +81,7 @@ def server_strategy(settings: RunSettings) -> Strategy:
         "fraction_evaluate": 0.0,
         "min_train_nodes": 1,
         "min_available_nodes": 1,
+        "train_loss_key": "loss",
     }
     strategy: Strategy = flower_strategy(settings.strategy, common)
     if settings.sorted_replies:

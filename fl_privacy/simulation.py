@@ -17,13 +17,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fl_privacy.component import VERSION
+from fl_privacy.code_digest import PACKAGES
+from fl_privacy.component import VERSION, create, create_all
 from fl_privacy.run_folder import writable_run_folder
+from fl_privacy.settings import RunSettings, Scalar, parse_settings
 from fl_privacy.superlink import CONNECTION, SimulationError, SuperLink, private_superlink
+from strategies.flower import flower_strategy
 
-Scalar = bool | int | float | str
-
-PACKAGES = ("fl_privacy", "strategies", "clients", "adversaries")
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _ROUND = re.compile(r"\[ROUND (\d+)/(\d+)\]")
 _STARTED = re.compile(r"started run (\d+)")
@@ -54,6 +54,9 @@ def simulate(
     """
     folder = writable_run_folder(out, resume=bool(config.get("resume", False)))
     check_ray_address(os.environ.get("RAY_ADDRESS", ""))
+    if app is None:
+        prepare(parse_settings({"min-clients": clients, **config}))
+        config = {"min-clients": clients, **config}
     resources = {
         "num-supernodes": clients,
         "client-resources-num-cpus": client_cpus,
@@ -95,10 +98,24 @@ def check_ray_address(address: str) -> None:
         ) from None
 
 
+def prepare(settings: RunSettings) -> None:
+    """Find every component that the run will need, and fetch its data, before it starts.
+
+    Raises:
+        ComponentError: one does not exist or has wrong settings.
+        DatasetError: the data cannot be fetched.
+    """
+    create("models", settings.model)
+    create("partitions", settings.partition)
+    create_all("defenses", settings.client_defense)
+    flower_strategy(settings.strategy, {})
+    dataset = create("datasets", settings.dataset)
+    if hasattr(dataset, "prepare"):
+        dataset.prepare()
+
+
 def assemble_app(folder: Path) -> Path:
     """Write a Flower app made of the packages that run right now into ``folder``."""
-    from fl_privacy.settings import RunSettings
-
     for package in PACKAGES:
         spec = find_spec(package)
         if spec is None or not spec.submodule_search_locations:

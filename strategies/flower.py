@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fl_privacy.component import ComponentError, parse
 
-_OURS = ("fraction_", "min_", "weighted_by_key", "arrayrecord_key", "configrecord_key")
+_OURS = ("fraction_", "min_", "weighted_by_", "arrayrecord_", "configrecord_", "train_loss_")
 
 
 def flower_strategies() -> dict[str, type[FedAvg]]:
@@ -41,7 +41,7 @@ def parameters_of(cls: type[FedAvg]) -> dict[str, Any]:
 
 
 def flower_strategy(spec: str, common: Mapping[str, Any]) -> FedAvg:
-    """The strategy that ``spec`` names, with its own settings and the ``common`` ones.
+    """The strategy that ``spec`` names, with its own settings and the ``common`` ones it takes.
 
     Raises:
         ComponentError: no such strategy or setting; the message lists those that exist.
@@ -59,4 +59,5 @@ def flower_strategy(spec: str, common: Mapping[str, Any]) -> FedAvg:
         wrong = [f"no setting {k!r}" for k in unknown] + [f"needs {k!r}" for k in missing]
         listed = ", ".join(known) or "none"
         raise ComponentError(f"{name}: {'; '.join(wrong)}. Settings of {name}: {listed}")
-    return table[name](**common, **settings)
+    taken = inspect.signature(table[name]).parameters.keys()
+    return table[name](**{k: v for k, v in common.items() if k in taken}, **settings)

@@ -1,0 +1,246 @@
+"""The ``fl-privacy`` command. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from fl_privacy.code_digest import PACKAGES
+from fl_privacy.component import VERSION, ComponentError, Group
+
+if TYPE_CHECKING:
+    from fl_privacy.settings import Scalar
+
+app = typer.Typer(
+    name="fl-privacy",
+    help="See what the server of a federated learning system learns about its clients' data.",
+    epilog="Start with: fl-privacy simulate --out runs/first --audit",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or a URL of one.")]
+
+
+def main() -> None:
+    """Entry point: an error of ours becomes one line; 2 is bad input, 1 a failed run."""
+    try:
+        app()
+    except (ValueError, RuntimeError) as error:
+        if type(error).__module__.partition(".")[0] not in PACKAGES or _debugging():
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {escape(str(error))}")
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+def _debugging() -> bool:
+    return os.environ.get("FL_PRIVACY_DEBUG", "") not in ("", "0")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fl-privacy {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Say it and leave."),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks (also: FL_PRIVACY_DEBUG=1).")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["FL_PRIVACY_DEBUG"] = "1"
+
+
+def _setting(name: str, help: str, default: str) -> Any:
+    """An option that overrides a key of the run config; None leaves the key alone."""
+    return typer.Option(name, help=help, show_default=default, rich_help_panel="Run settings")
+
+
+@app.command(
+    epilog="""Examples:
+
+fl-privacy simulate --out runs/first --audit
+
+fl-privacy simulate --out runs/noise --audit --defense "gaussian_noise(scale=0.1)" --rounds 5
+
+fl-privacy simulate --out runs/avg --clients 100 --algorithm fedavg --epochs 5 --batch-size 32
+--set fraction-train=0.1 --partition "dirichlet(alpha=0.3)"
+
+fl-privacy simulate --out runs/gpu --dataset cifar10 --model convnet64 --client-gpus 0.25"""
+)
+def simulate(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write; must be new.")],
+    clients: Annotated[int, typer.Option("--clients", min=1, help="Number of clients.")] = 10,
+    rounds: Annotated[int | None, _setting("--rounds", "Rounds to run.", "3")] = None,
+    dataset: Annotated[
+        str | None, _setting("--dataset", "Where inputs come from.", "fashion-mini")
+    ] = None,
+    model: Annotated[str | None, _setting("--model", "Network.", "lenet-zhu")] = None,
+    partition: Annotated[
+        str | None, _setting("--partition", "How clients share the data.", "iid")
+    ] = None,
+    strategy: Annotated[str | None, _setting("--strategy", "Flower strategy.", "fedavg")] = None,
+    algorithm: Annotated[
+        str | None, _setting("--algorithm", "fedsgd (one step) or fedavg (epochs).", "fedsgd")
+    ] = None,
+    lr: Annotated[float | None, _setting("--lr", "Learning rate of clients.", "0.01")] = None,
+    batch_size: Annotated[int | None, _setting("--batch-size", "Samples a step.", "1")] = None,
+    epochs: Annotated[int | None, _setting("--epochs", "Local epochs (fedavg).", "1")] = None,
+    defense: Annotated[
+        str | None, _setting("--defense", "Clients' defenses, joined by +.", "none")
+    ] = None,
+    defended_share: Annotated[
+        float | None, _setting("--defended-share", "Share of clients that defend.", "1.0")
+    ] = None,
+    audit: Annotated[
+        bool | None, _setting("--audit/--no-audit", "Clients keep their truth.", "no-audit")
+    ] = None,
+    seed: Annotated[int | None, _setting("--seed", "Seed of everything.", "0")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any run setting (fl-privacy list settings); repeat for more.",
+            rich_help_panel="Run settings",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last model in --out.")
+    ] = False,
+    client_cpus: Annotated[int, typer.Option(min=1, help="Cores a client.")] = 1,
+    client_gpus: Annotated[float, typer.Option(min=0, help="GPUs a client; 0.25 is fine.")] = 0.0,
+    total_cpus: Annotated[int | None, typer.Option(min=1, help="Cores in all.")] = None,
+    total_gpus: Annotated[int | None, typer.Option(min=0, help="GPUs in all.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Flower's log.")] = False,
+) -> None:
+    """Run a federation in Flower's simulation engine, its server recording every update."""
+    options = {
+        "num-server-rounds": rounds,
+        "dataset": dataset,
+        "model": model,
+        "partition": partition,
+        "strategy": strategy,
+        "algorithm": algorithm,
+        "lr": lr,
+        "batch-size": batch_size,
+        "local-epochs": epochs,
+        "client-defense": defense,
+        "client-defended-share": defended_share,
+        "audit": audit,
+        "seed": seed,
+        "resume": resume or None,
+    }
+    config = _run_config(options, set_ or [])
+    from fl_privacy import simulation
+    from fl_privacy.round_progress import round_progress
+
+    with round_progress(verbose) as stream:
+        simulation.simulate(
+            config,
+            out=out.absolute(),
+            clients=clients,
+            client_cpus=client_cpus,
+            client_gpus=client_gpus,
+            total_cpus=total_cpus,
+            total_gpus=total_gpus,
+            stream=stream,
+        )
+    typer.echo(f"Recorded in {out}. Look at it: fl-privacy inspect {out}")
+
+
+def _run_config(options: dict[str, Scalar | None], pairs: list[str]) -> dict[str, Scalar]:
+    """Options that were given and ``KEY=VALUE`` pairs, validated and typed.
+
+    Raises:
+        ComponentError: a pair without ``=``, an unknown key, a wrong value.
+    """
+    from fl_privacy.settings import parse_settings
+
+    given: dict[str, object] = {k: v for k, v in options.items() if v is not None}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ComponentError(f"--set expects KEY=VALUE, got {pair!r}; such as --set lr=0.1")
+        given[key.strip().replace("_", "-")] = value.strip()
+    settings = parse_settings(given)
+    typed: dict[str, Scalar] = settings.model_dump(by_alias=True, exclude_unset=True)
+    return typed
+
+
+@app.command(
+    epilog="""Examples:
+
+fl-privacy inspect runs/first
+
+fl-privacy inspect runs/first --verify"""
+)
+def inspect(
+    run: Run,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all and check sums.")] = False,
+) -> None:
+    """Show what a run recorded: rounds, clients, sizes, model, task, errors."""
+    from fl_privacy.inspection import location_of, overview
+    from fl_privacy.recording import Recording
+
+    location = location_of(run)
+    recording = Recording(location)
+    for part in overview(recording):
+        Console(soft_wrap=False).print(part)
+    if verify:
+        _verify(recording)
+
+
+def _verify(recording: Any) -> None:
+    from rich import progress
+
+    with progress.Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("checking", total=None)
+        problems: list[str] = recording.verify(
+            lambda done, total, **_: bar.update(task, completed=done, total=total)
+        )
+    for problem in problems:
+        typer.echo(problem, err=True)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo("Every listed file is intact.")
+
+
+@app.command(
+    name="list",
+    epilog="""Examples:
+
+fl-privacy list
+
+fl-privacy list defenses
+
+fl-privacy list settings""",
+)
+def list_(
+    group: Annotated[
+        str | None,
+        typer.Argument(help=f"One of {', '.join([*get_args(Group), 'strategies', 'settings'])}."),
+    ] = None,
+) -> None:
+    """List what is installed: components with their settings and defaults."""
+    from fl_privacy.inspection import groups, listing
+
+    if group is not None and group not in groups():
+        raise ComponentError(f"no group {group!r}; there are: {', '.join(groups())}")
+    console = Console()
+    for name in [group] if group else groups():
+        console.print(listing(name))

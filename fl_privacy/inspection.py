@@ -1,0 +1,131 @@
+"""What ``fl-privacy inspect`` and ``fl-privacy list`` show, as rich tables."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from pydantic import BaseModel
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from fl_privacy.component import Group, find, installed
+from fl_privacy.recording import Entry, Recording
+from fl_privacy.run_folder import RunFolder
+from fl_privacy.settings import RunSettings
+from strategies.flower import flower_strategies, parameters_of
+
+SHOWN_ERRORS = 5
+
+
+def location_of(run: str) -> str | Path:
+    """The recording of a run folder or URL; a recording itself is taken as it is."""
+    if "://" in run:
+        return run if run.rstrip("/").endswith("/recording") else f"{run.rstrip('/')}/recording"
+    path = Path(run)
+    return path if (path / "manifest.json").exists() else RunFolder(path).recording
+
+
+def overview(recording: Recording) -> Iterator[Table]:
+    """What was recorded, attempt by attempt, and what failed."""
+    entries = list(recording.entries(status=None))
+    yield _facts(recording)
+    yield _attempts(entries)
+    errors = Counter(entry.status for entry in entries if not entry.ok)
+    if errors:
+        table = Table("times", "error", title="Errors", title_justify="left")
+        for status, times in errors.most_common(SHOWN_ERRORS):
+            table.add_row(str(times), escape(status))
+        yield table
+
+
+def _facts(recording: Recording) -> Table:
+    manifest, facts = recording.manifest, Table(show_header=False, box=None)
+    facts.add_row("recorded", manifest.created)
+    facts.add_row("model", manifest.model or "unknown")
+    facts.add_row("dataset", manifest.dataset or "unknown")
+    if manifest.task:
+        shape = " x ".join(map(str, manifest.task.input_shape))
+        facts.add_row("task", f"{manifest.task.classes} classes, inputs {shape}")
+    if training := manifest.local_training:
+        facts.add_row("training", ", ".join(f"{k} {v}" for k, v in training))
+    config = manifest.run_config
+    facts.add_row("strategy", str(config.get("strategy", "unknown")))
+    facts.add_row("partition", str(config.get("partition", "unknown")))
+    facts.add_row("versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))
+    return facts
+
+
+def _attempts(entries: list[Entry]) -> Table:
+    columns = ("attempt", "rounds", "clients", "updates", "errors", "size")
+    table = Table(*columns, title="Recorded", title_justify="left")
+    for attempt in sorted({entry.attempt for entry in entries}):
+        mine = [entry for entry in entries if entry.attempt == attempt]
+        kept = [entry for entry in mine if entry.ok]
+        table.add_row(
+            str(attempt),
+            _ranges({entry.round for entry in mine}),
+            str(len({entry.node for entry in mine})),
+            str(len(kept)),
+            str(len(mine) - len(kept)),
+            decimal(sum(entry.bytes for entry in kept)),
+        )
+    return table
+
+
+def _ranges(numbers: set[int]) -> str:
+    """``{1, 2, 3, 7}`` as ``1-3,7``."""
+    starts = sorted(n for n in numbers if n - 1 not in numbers)
+    ends = sorted(n for n in numbers if n + 1 not in numbers)
+    pairs = zip(starts, ends, strict=True)
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in pairs)
+
+
+def groups() -> tuple[str, ...]:
+    """Everything that can be listed."""
+    return (*get_args(Group), "strategies", "settings")
+
+
+def listing(group: str) -> Table:
+    """The components of a group (or Flower's strategies, or the run settings)."""
+    heads = ("name", "default", "meaning") if group == "settings" else ("name", "settings", "what")
+    table = Table(*heads, title=group.replace("_", " "), title_justify="left")
+    for row in _rows(group):
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _rows(group: str) -> Iterator[tuple[str, str, str]]:
+    if group == "settings":
+        for name, field in RunSettings.model_fields.items():
+            yield name.replace("_", "-"), repr(field.default), field.description or ""
+    elif group == "strategies":
+        for name, strategy in sorted(flower_strategies().items()):
+            yield name, _defaults(parameters_of(strategy)), _first_line(strategy)
+    else:
+        for name in sorted(installed(cast(Group, group))):
+            component = find(cast(Group, group), name)
+            defaults = {
+                key: inspect.Parameter.empty if field.is_required() else field.get_default()
+                for key, field in component.model_fields.items()
+            }
+            yield name, _defaults(defaults), _first_line(component)
+
+
+def _defaults(settings: dict[str, Any]) -> str:
+    return ", ".join(
+        key if value is inspect.Parameter.empty else f"{key}={_plain(value)}"
+        for key, value in settings.items()
+    )
+
+
+def _plain(value: Any) -> str:
+    return repr(value.model_dump() if isinstance(value, BaseModel) else value)
+
+
+def _first_line(thing: type) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
