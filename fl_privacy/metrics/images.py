@@ -93,7 +93,7 @@ class PSNR(Component):
 class SSIM(Component):
     """Structural similarity, settings in `ssim_each`."""
 
-    unit: ClassVar[str] = "SSIM, at most 1"
+    unit: ClassVar[str] = "at most 1"
     higher_is_leakier: ClassVar[bool] = True
     set_level: ClassVar[bool] = False
 

@@ -56,15 +56,15 @@ def spread_figure(groups: Sequence[tuple[str, Sequence[Spread]]], unit: str, wha
         ticks: dict[float, str] = {}
         y = 0.0
         for title, spreads in groups:
-            ticks[y] = title
+            at_left = axes.get_yaxis_transform()
+            axes.text(0, y, _short(title), transform=at_left, fontweight="bold", va="center")
             for spread in spreads:
                 y += 1
-                ticks[y] = spread.label
+                ticks[y] = _short(spread.label)
                 _spread(axes, spread, y)
             y += 1.25
         axes.set_yticks(list(ticks), list(ticks.values()))
-        for text, label in zip(axes.get_yticklabels(), ticks.values(), strict=True):
-            text.set_fontweight("bold" if label in {title for title, _ in groups} else "normal")
+        axes.set_ylim(-0.6, y - 0.65)
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
@@ -72,6 +72,10 @@ def spread_figure(groups: Sequence[tuple[str, Sequence[Spread]]], unit: str, wha
         axes.set_axisbelow(True)
         axes.set_xlabel(unit)
         return svg(figure, "spread", what)
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _spread(axes: Axes, spread: Spread, y: float) -> None:

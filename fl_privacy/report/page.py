@@ -119,7 +119,7 @@ def headlines(found: Sequence[Analysis]) -> list[Headline]:
         said.append(
             Headline(
                 title=words.group_title(defense),
-                sentence=words.headline(best, guess, len(attacks(lines, PSNR))),
+                sentence=words.headline(best, guess, attacks(lines, PSNR)),
                 got=words.number(best.interval.mean, best.metric),
                 guess=words.number(guess.mean, best.metric) if guess else "",
                 oracle=best.analysis.config.oracle,
@@ -166,12 +166,15 @@ def facts(run: Run) -> list[tuple[str, str]]:
 def gallery(run: Run, defense: str | None, pictures: int) -> dict[str, Any]:
     """The pictures of one defense group."""
     names = run.manifest.task.class_names if run.manifest.task else ()
+    truth_of = run.truth_of or (lambda key: None)
+    shown = strips(run.analyses, defense, truth_of, names, pictures)
+    widest = max((len(strip.pictures) for strip in shown), default=1)
     return {
         "title": words.group_title(defense),
-        "strips": strips(
-            run.analyses, defense, run.truth_of or (lambda key: None), names, pictures
-        ),
+        "strips": shown,
         "targets": len({row["key"] for a in run.analyses for row in a.of(defense)}),
+        "columns": min(widest, 5),
+        "phone": 2 if widest == 4 else min(widest, 3),
     }
 
 
@@ -201,18 +204,25 @@ def _psnr(analysis: Analysis, defense: str | None) -> Score:
 
 def table(found: Sequence[Analysis], defense: str | None) -> dict[str, Any]:
     """The scores of one defense group, as text."""
+    lines = scores(found, defense)
     return {
         "title": words.group_title(defense),
-        "lines": [_line(line) for line in scores(found, defense)],
+        "adversaries": [
+            {
+                "label": a.label,
+                "baseline": a.is_baseline,
+                "oracle": a.config.oracle,
+                "lines": [_line(line) for line in lines if line.analysis is a],
+            }
+            for a in found
+            if a.of(defense)
+        ],
     }
 
 
 def _line(line: Score) -> dict[str, Any]:
     metric: MetricInfo = line.metric
     return {
-        "adversary": line.analysis.label,
-        "baseline": line.analysis.is_baseline,
-        "oracle": line.analysis.config.oracle,
         "metric": metric,
         "direction": "higher leaks more" if metric.higher_is_leakier else "lower leaks more",
         "mean": words.interval(line.interval, metric),

@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fl_privacy.metrics.statistics import Interval, Quartiles, finite, mean_interval, quartiles
+from fl_privacy.metrics.statistics import (
+    Interval,
+    Quartiles,
+    finite,
+    mean_interval,
+    quartiles,
+    wilson,
+)
 from fl_privacy.results import MetricInfo, ResultConfig, ResultSet
 
 Rows = Sequence[Mapping[str, Any]]
@@ -104,6 +111,14 @@ def gain(mine: Rows, baseline: Rows, metric: MetricInfo) -> Interval:
     )
 
 
+def interval_of(values: Sequence[float | None], metric: MetricInfo) -> Interval:
+    """Mean with its 95 % interval: Wilson's for a share of yes and no, else Student's t."""
+    numbers = finite(values)
+    if metric.unit.startswith("share") and set(numbers.tolist()) <= {0.0, 1.0}:
+        return wilson(float(numbers.sum()), len(numbers))
+    return mean_interval(numbers.tolist())
+
+
 def score(
     analysis: Analysis, defense: str | None, metric: MetricInfo, baseline: Analysis | None
 ) -> Score:
@@ -114,7 +129,7 @@ def score(
         analysis=analysis,
         defense=defense,
         metric=metric,
-        interval=mean_interval(values),
+        interval=interval_of(values, metric),
         quartiles=quartiles(values),
         gain=gain(rows, baseline.of(defense), metric)
         if baseline and not analysis.is_baseline

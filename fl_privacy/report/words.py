@@ -70,13 +70,17 @@ def group_clients(defense: str | None) -> str:
     return f"clients defended by {defense}" if defense else "undefended clients"
 
 
-def headline(best: Score, guess: Interval | None, attacks: int) -> str:
-    """What the strongest adversary got from one defense group, in plain words."""
-    rank = "the only attack" if attacks == 1 else f"the strongest of {attacks} attacks"
-    told = f", told the true {' and '.join(best.analysis.config.oracle)}"
+def headline(best: Score, guess: Interval | None, attacks: Sequence[Score]) -> str:
+    """What the strongest of the attacks got from one defense group, in plain words."""
+    oracle = best.analysis.config.oracle
+    rivals = [a for a in attacks if oracle or not a.analysis.config.oracle]
+    rank = "the only attack" if len(rivals) == 1 else f"the strongest of {len(rivals)} attacks"
+    if len(rivals) < len(attacks):
+        rank += " without an oracle"
+    told = f", ORACLE: told the true {' and '.join(oracle)}" if oracle else ""
     sentence = (
         f"From the updates of {group_clients(best.defense)} the server "
-        f"({best.analysis.label}, {rank}{told if best.analysis.config.oracle else ''}) "
+        f"({best.analysis.label}, {rank}{told}) "
         f"reconstructed the inputs of {count(best.interval.n, 'target')} with a mean PSNR of "
         f"{interval(best.interval, best.metric)}"
     )
@@ -97,11 +101,11 @@ def verdict(gain: Interval, metric: MetricInfo) -> str:
         return f"The updates leaked: {size} over the guess on the same {gain.n} targets."
     if gain.high < 0:
         return (
-            f"This attack did worse than the guess: {size} on the same {gain.n} targets. "
+            f"By PSNR this attack did worse than the guess: {size} on the same {gain.n} targets. "
             f"That is no proof of privacy; another attack may do better."
         )
     return (
-        f"This attack did no better than the guess: {size} on the same {gain.n} targets. "
+        f"By PSNR this attack did no better than the guess: {size} on the same {gain.n} targets. "
         f"That is no proof of privacy; another attack may do better."
     )
 
