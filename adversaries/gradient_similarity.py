@@ -52,7 +52,7 @@ class GradientSimilarity(Component):
     iterations: Annotated[PositiveInt, Field(description="optimizer steps")] = 600
     restarts: Annotated[PositiveInt, Field(description="starting points for each target")] = 1
     lr: Annotated[PositiveFloat, Field(description="first step size, normalized units")] = 0.1
-    tv: Annotated[NonNegativeFloat, Field(description="weight of the total variation")] = 1e-2
+    tv: Annotated[NonNegativeFloat, Field(description="weight of the total variation")] = 2e-3
     signed: Annotated[bool, Field(description="feed Adam the sign of the gradient")] = True
     boxed: Annotated[bool, Field(description="clamp to the pixel range after each step")] = True
     width: Annotated[
