@@ -74,7 +74,7 @@ def mirror(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         server.shutdown()
 
 
-def test_many_readers_fetch_each_file_once(
+def test_many_readers_fetch_as_much_as_one(
     tmp_path: Path, mirror: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, source = mirror
@@ -87,11 +87,18 @@ def test_many_readers_fetch_each_file_once(
     monkeypatch.setattr(published.MNIST, "resources", resources)
     monkeypatch.setattr(published.MNIST, "mirrors", [address])
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    folder = tmp_path / "new" / "data"
-    with ThreadPoolExecutor(8) as pool:
-        sizes = pool.map(lambda _: len(MNIST(folder=str(folder)).labels("train")), range(8))
-    assert list(sizes) == [7] * 8
-    assert sorted(CountingHandler.fetched) == [f"/{name}" for name, _ in resources]
+
+    def requests(readers: int) -> list[str]:
+        CountingHandler.fetched.clear()
+        dataset = MNIST(folder=str(tmp_path / "new" / f"for {readers}"))
+        with ThreadPoolExecutor(readers) as pool:
+            sizes = pool.map(lambda _: len(dataset.labels("train")), range(readers))
+            assert list(sizes) == [7] * readers
+        return sorted(CountingHandler.fetched)
+
+    alone = requests(1)
+    assert len(set(alone)) == len(resources)
+    assert requests(8) == alone
 
 
 def test_a_failed_download_names_the_files_and_the_folder(
