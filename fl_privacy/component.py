@@ -182,5 +182,5 @@ def describe(name: str, component: type[BaseModel], error: ValidationError) -> s
         f"{'.'.join(str(p) for p in e['loc']) or name}: {e['msg']} (got {e['input']!r})"
         for e in error.errors()
     ]
-    fields = ", ".join(component.model_fields) or "none"
+    fields = ", ".join(f.alias or n for n, f in component.model_fields.items()) or "none"
     return f"{name}: {'; '.join(lines)}. Settings of {name}: {fields}"
