@@ -52,11 +52,11 @@ def simulate(
         RunFolderError: ``out`` cannot be used.
         SimulationError: the run did not complete; the message says why.
     """
-    folder = writable_run_folder(out, resume=bool(config.get("resume", False)))
     check_ray_address(os.environ.get("RAY_ADDRESS", ""))
     if app is None:
-        prepare(parse_settings({"min-clients": clients, **config}))
         config = {"min-clients": clients, **config}
+        prepare(parse_settings(config))
+    folder = writable_run_folder(out, resume=bool(config.get("resume", False)))
     resources = {
         "num-supernodes": clients,
         "client-resources-num-cpus": client_cpus,
