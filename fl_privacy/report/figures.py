@@ -24,7 +24,7 @@ STYLE: dict[Any, object] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fl-privacy",
     "text.parse_math": False,
-    "font.size": 9,
+    "font.size": 8,
     "font.family": "sans-serif",
     "text.color": INK,
     "axes.edgecolor": QUIET,
@@ -51,7 +51,7 @@ def spread_figure(groups: Sequence[tuple[str, Sequence[Spread]]], unit: str, wha
     """One dot a target, mean and 95 % interval of each adversary, group under group."""
     lines = sum(len(spreads) + 1 for _, spreads in groups)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.6, 0.7 + 0.34 * lines), layout="constrained")
+        figure = Figure(figsize=(4.9, 0.7 + 0.27 * lines), layout="constrained")
         axes = figure.add_subplot()
         ticks: dict[float, str] = {}
         y = 0.0
@@ -85,13 +85,13 @@ def _spread(axes: Axes, spread: Spread, y: float) -> None:
     if spread.interval.n > 1:
         axes.plot([spread.interval.low, spread.interval.high], [y, y], color=INK, linewidth=2)
     if spread.interval.n:
-        axes.plot([spread.interval.mean], [y], "D", color=INK, markersize=5)
+        axes.plot([spread.interval.mean], [y], "D", color=INK, markersize=4)
 
 
 def accuracy_figure(rounds: Sequence[int], shares: Sequence[Interval], what: str) -> Markup:
     """Test accuracy after each round with its 95 % Wilson interval."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.6, 2.6), layout="constrained")
+        figure = Figure(figsize=(4.9, 2.3), layout="constrained")
         axes = figure.add_subplot()
         axes.fill_between(
             list(rounds),

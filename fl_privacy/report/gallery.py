@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Picture:
     label: str = ""
     psnr: float | None = None
     note: str = ""
+    oracle: bool = False
     width: int = 0
     height: int = 0
 
@@ -97,8 +98,9 @@ def _target(
 
 
 def _title(row: Mapping[str, Any], i: int, images: int) -> str:
-    node = row["node"]
-    parts = [f"round {row['round']}", f"client {node}" if node else "all clients together"]
+    members = (row["node"] or "unknown").split("+")
+    who = f"client {members[0]}" if len(members) == 1 else f"{len(members)} clients together"
+    parts = [f"round {row['round']}", who]
     return ", ".join([*parts, f"image {i + 1} of {images}"] if images > 1 else parts)
 
 
@@ -111,9 +113,7 @@ def _pairing(result: Reconstruction, truth: Samples | None) -> dict[int, int]:
 
 
 def _true(truth: Samples, i: int, names: Sequence[str]) -> Picture:
-    return _shown(
-        Picture("client's image", "truth", label=_name(truth.labels[i], names)), truth.inputs[i]
-    )
+    return _shown(Picture("truth", "truth", label=_name(truth.labels[i], names)), truth.inputs[i])
 
 
 def _made(
@@ -125,32 +125,29 @@ def _made(
     i: int,
     names: Sequence[str],
 ) -> Picture:
-    kind = "baseline" if analysis.is_baseline else "attack"
-    if result is None or index is None:
-        note = row["message"] or row["status"] or "no reconstruction"
-        return Picture(
-            analysis.label, kind, note=note if result is None else "no image for this one"
-        )
+    blank = Picture(
+        analysis.label,
+        "baseline" if analysis.is_baseline else "attack",
+        oracle=bool(analysis.config.oracle),
+    )
+    if result is None:
+        return replace(blank, note=row["message"] or row["status"] or "no reconstruction")
+    if index is None:
+        return replace(blank, note="no image for this one")
     image = result.inputs[index]
     psnr = (
         float(psnr_each(pixels(image)[None], pixels(truth.inputs[i])[None])[0]) if truth else None
     )
-    label = "" if index >= len(result.labels) else _name(result.labels[index], names)
-    return _shown(Picture(analysis.label, kind, label=label, psnr=psnr), image)
+    label = _name(result.labels[index], names) if index < len(result.labels) else ""
+    return _shown(replace(blank, label=label, psnr=psnr), image)
 
 
 def _shown(picture: Picture, image: Tensor) -> Picture:
     if not is_image(image.shape):
         shape = " x ".join(map(str, image.shape))
-        return Picture(picture.maker, picture.kind, note=f"inputs of {shape} are not images")
-    return Picture(
-        **{
-            **vars(picture),
-            "source": png(image),
-            "height": image.shape[1],
-            "width": image.shape[2],
-        }
-    )
+        return replace(picture, note=f"inputs of {shape} are not images")
+    _, height, width = image.shape
+    return replace(picture, source=png(image), height=height, width=width)
 
 
 def _name(label: Tensor, names: Sequence[str]) -> str:

@@ -79,7 +79,7 @@ def context(run: Run, pictures: int) -> dict[str, Any]:
         "version": VERSION,
         "cap": PSNR_CAP,
         "headlines": headlines(found),
-        "why": why_no_scores(run),
+        "notices": [why_no_scores(run), *interrupted(found)],
         "facts": facts(run),
         "setting": words.batches(rows) if rows else "",
         "oracles": sorted({oracle for a in found for oracle in a.config.oracle}),
@@ -143,6 +143,16 @@ def why_no_scores(run: Run) -> str:
     if not headlines(run.analyses):
         return "No reconstruction has a PSNR: the truth of these targets is missing."
     return ""
+
+
+def interrupted(found: Sequence[Analysis]) -> list[str]:
+    """A sentence for each analysis that did not get to its end."""
+    return [
+        f"The analysis by {a.label} was interrupted after {words.count(len(a.rows), 'target')}; "
+        f"the same command goes on where it stopped."
+        for a in found
+        if not a.config.complete
+    ]
 
 
 def facts(run: Run) -> list[tuple[str, str]]:

@@ -11,6 +11,9 @@ from fl_privacy.report.scores import Analysis, Score
 from fl_privacy.results import MetricInfo
 from fl_privacy.types import LocalTraining
 
+NBSP = "\u00a0"
+"""A space that keeps a number on the line of its unit."""
+
 UNITS = {
     "update": "It saw each client's update of each round on its own.",
     "client": "It saw all updates of a client together, linked over the rounds.",
@@ -23,17 +26,17 @@ def number(value: float, metric: MetricInfo, *, signed: bool = False) -> str:
     if not math.isfinite(value):
         return "–"
     digits = 1 if metric.unit == "dB" else 3 if metric.name == "mse" else 2
-    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+    return f"{value:{'+' if signed else ''}z.{digits}f}".replace("-", "−")
 
 
 def interval(value: Interval, metric: MetricInfo, *, signed: bool = False) -> str:
     """``mean [low, high]``, dB named; the bare mean when one value gives no interval."""
-    unit = " dB" if metric.unit == "dB" and math.isfinite(value.mean) else ""
+    unit = f"{NBSP}dB" if metric.unit == "dB" and math.isfinite(value.mean) else ""
     mean = number(value.mean, metric, signed=signed) + unit
     if not math.isfinite(value.low):
         return mean
     low, high = (number(v, metric, signed=signed) for v in (value.low, value.high))
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{low},{NBSP}{high}]"
 
 
 def spread(value: Quartiles, metric: MetricInfo) -> str:
