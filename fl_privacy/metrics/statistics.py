@@ -78,4 +78,6 @@ def wilson(successes: float, n: int) -> Interval:
     share = successes / n
     center = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Interval(share, max(0.0, center - half), min(1.0, center + half), n)
+    return Interval(
+        share, max(0.0, min(share, center - half)), min(1.0, max(share, center + half)), n
+    )

@@ -1,0 +1,84 @@
+"""Label overlap and intervals: closed forms, coverage, bounds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from fl_privacy.metrics.labels import LabelAccuracy, overlap
+from fl_privacy.metrics.statistics import mean_interval, quartiles, wilson
+from fl_privacy.types import Outcome, Reconstruction, Samples
+
+LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=12)
+
+
+@given(labels=LABELS, truth=LABELS)
+def test_overlap_is_the_best_over_all_pairings(labels: list[int], truth: list[int]) -> None:
+    counted = labels[: len(truth)]
+    best = sum(min(counted.count(c), truth.count(c)) for c in range(5)) / len(truth)
+    share = overlap(torch.tensor(labels), torch.tensor(truth))
+    assert share == pytest.approx(best)
+    assert 0 <= share <= 1
+
+
+@given(data=st.data(), truth=LABELS)
+def test_overlap_does_not_depend_on_order(data: st.DataObject, truth: list[int]) -> None:
+    shuffled = data.draw(st.permutations(truth))
+    assert overlap(torch.tensor(shuffled), torch.tensor(truth)) == 1
+
+
+def test_label_accuracy_gives_one_value_a_result() -> None:
+    def made(*labels: int) -> Reconstruction:
+        inputs = torch.zeros(len(labels), 1, 2, 2)
+        return Reconstruction("aa", inputs, torch.tensor(labels), Outcome("completed"))
+
+    truth = Samples(torch.zeros(4, 1, 2, 2), torch.tensor([1, 1, 2, 3]))
+    scores = LabelAccuracy().score([made(3, 1, 1, 2), made(1, 1, 1, 1)], [truth, truth])
+    assert scores.tolist() == [1.0, 0.5]
+
+
+def test_mean_interval_is_students_t() -> None:
+    values = [1.0, 2.0, 4.0, 9.0]
+    got = mean_interval(values)
+    want = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (got.mean, got.n) == (4.0, 4)
+    assert (got.low, got.high) == pytest.approx((want.low, want.high))
+
+
+def test_mean_interval_covers_the_mean_95_times_in_100() -> None:
+    draws = np.random.default_rng(0).normal(3.0, 2.0, size=(4000, 5))
+    hits = sum(i.low <= 3.0 <= i.high for i in map(mean_interval, draws.tolist()))
+    assert hits / 4000 == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
+
+
+def test_values_that_are_no_numbers_are_left_out() -> None:
+    assert mean_interval([1.0, None, 3.0, math.nan, math.inf]) == mean_interval([1.0, 3.0])
+    assert math.isnan(mean_interval([]).mean)
+    one = mean_interval([2.0])
+    assert (one.mean, one.n, math.isnan(one.low)) == (2.0, 1, True)
+
+
+def test_quartiles_of_an_arithmetic_row() -> None:
+    got = quartiles([4.0, 0.0, 3.0, 1.0, 2.0, None])
+    assert (got.lower, got.median, got.upper) == (1.0, 2.0, 3.0)
+
+
+@given(n=st.integers(1, 500), share=st.floats(0, 1))
+def test_wilson_agrees_with_scipy_and_stays_between_0_and_1(n: int, share: float) -> None:
+    k = round(share * n)
+    got = wilson(k, n)
+    want = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
+    assert (got.low, got.high) == pytest.approx((want.low, want.high), abs=1e-9)
+    assert 0 <= got.low <= got.mean <= got.high <= 1
+
+
+def test_wilson_refuses_more_successes_than_trials() -> None:
+    with pytest.raises(ValueError, match="between 0 and n = 3, got 4"):
+        wilson(4, 3)
+    assert math.isnan(wilson(0, 0).mean)
