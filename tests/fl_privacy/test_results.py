@@ -1,0 +1,227 @@
+"""Results: what is written reads back, whatever moment the writer was killed at."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+import torch
+
+from fl_privacy.recording_store import write_atomically
+from fl_privacy.results import (
+    Cell,
+    MetricInfo,
+    ResultConfig,
+    ResultError,
+    ResultSet,
+    ResultWriter,
+    load_results,
+)
+from fl_privacy.types import Outcome, Reconstruction
+
+
+def config(**changes: object) -> ResultConfig:
+    plain = ResultConfig(
+        name="gradient_similarity",
+        adversary="gradient_similarity(steps=10)",
+        threat_model={"unit": "update", "withheld": []},
+        seed=0,
+        device="cpu",
+        width=4,
+        recording_digest="ab" * 32,
+        metrics=(MetricInfo(name="psnr", unit="dB", higher_is_leakier=True),),
+    )
+    return plain.model_copy(update=changes)
+
+
+def row(key: str, **changes: Cell) -> dict[str, Cell]:
+    return {
+        "key": key,
+        "attempt": 1,
+        "round": 2,
+        "node": "17",
+        "images": 1,
+        "status": "completed",
+        "message": "",
+        "loss": 0.5,
+        "seconds": 0.25,
+        "defense": "",
+        "labels": "inferred",
+        "psnr": 20.0,
+        **changes,
+    }
+
+
+def made(key: str, n: int = 2) -> Reconstruction:
+    generator = torch.Generator().manual_seed(int(key, 16))
+    inputs = torch.rand(n, 3, 4, 5, generator=generator).transpose(2, 3)
+    return Reconstruction(key, inputs, torch.arange(n), Outcome("partial", "more steps"), 0.5, 0.25)
+
+
+def write(folder: Path, keys: list[str], settings: ResultConfig | None = None) -> ResultWriter:
+    writer = ResultWriter.open(folder, settings or config())
+    for key in keys:
+        if key not in writer.done:
+            writer.write_chunk([row(key, status="partial", message="more steps")], {key: made(key)})
+    return writer
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / config().folder_name
+    writer = write(folder, ["0b", "0a"])
+    writer.write_chunk([row("0c", status="failed", message="no bias", psnr=None, loss=None)], {})
+    writer.finish()
+
+    (read,) = load_results(tmp_path)
+    assert read.config.complete
+    assert read.config.digest == config().digest
+    assert [r["key"] for r in read.rows()] == ["0a", "0b", "0c"]
+    assert read.rows()[0] == row("0a", status="partial", message="more steps")
+    for key in ("0a", "0b"):
+        got, want = read.reconstruction(key), made(key)
+        assert got is not None
+        assert torch.equal(got.inputs, want.inputs)
+        assert torch.equal(got.labels, want.labels)
+        assert (got.outcome, got.loss, got.seconds) == (want.outcome, 0.5, 0.25)
+    assert read.reconstruction("0c") is None
+    assert read.reconstruction("ff") is None
+
+
+def test_finish_exports_one_row_a_target(tmp_path: Path) -> None:
+    write(tmp_path, ["0a", "0b"]).finish()
+    parquet = pyarrow.parquet.read_table(tmp_path / "targets.parquet")
+    text = pyarrow.csv.read_csv(tmp_path / "targets.csv")
+    assert parquet.equals(ResultSet(tmp_path).table)
+    assert text.column_names == parquet.column_names
+    assert text.num_rows == parquet.num_rows == 2
+
+
+def test_what_is_not_a_number_becomes_null(tmp_path: Path) -> None:
+    writer = ResultWriter.open(tmp_path, config())
+    writer.write_chunk([row("0a", psnr=math.nan, loss=math.nan)], {"0a": made("0a")})
+    read = ResultSet(tmp_path)
+    assert (read.rows()[0]["psnr"], read.rows()[0]["loss"]) == (None, None)
+    result = read.reconstruction("0a")
+    assert result is not None
+    assert math.isnan(result.loss)
+
+
+class Killed(BaseException):
+    """Stands in for the end of the process."""
+
+
+@pytest.mark.parametrize("writes_until_death", range(1, 11))
+def test_a_killed_analysis_goes_on_after_its_last_whole_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes_until_death: int
+) -> None:
+    keys = ["0a", "0b", "0c"]
+    left = writes_until_death
+
+    def dying(path: Path, data: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_name(f"{path.name}.half").write_bytes(data[: len(data) // 2])
+            raise Killed
+        write_atomically(path, data)
+
+    monkeypatch.setattr("fl_privacy.results.write_atomically", dying)
+    with pytest.raises(Killed):
+        write(tmp_path, keys).finish()
+    monkeypatch.undo()
+
+    listed = ResultSet(tmp_path) if (tmp_path / "config.json").exists() else None
+    for r in listed.rows() if listed else []:
+        assert listed is not None
+        assert listed.reconstruction(r["key"]) is not None
+        assert not listed.config.complete
+    writer = write(tmp_path, keys)
+    writer.finish()
+    read = ResultSet(tmp_path)
+    assert [r["key"] for r in read.rows()] == keys
+    assert all(read.reconstruction(key) is not None for key in keys)
+    assert read.config.complete
+
+
+def test_a_complete_analysis_takes_more_targets(tmp_path: Path) -> None:
+    write(tmp_path, ["0a"]).finish()
+    created = ResultSet(tmp_path).config.created
+    writer = write(tmp_path, ["0a", "0b"])
+    assert not ResultSet(tmp_path).config.complete
+    writer.finish()
+    read = ResultSet(tmp_path)
+    assert (len(read.rows()), read.config.complete, read.config.created) == (2, True, created)
+
+
+def test_another_analysis_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    write(tmp_path, ["0a"])
+    with pytest.raises(ResultError, match=r"another analysis \(seed: holds 0, wanted 1\)"):
+        ResultWriter.open(tmp_path, config(seed=1))
+    assert len(ResultSet(tmp_path).rows()) == 1
+
+
+def test_the_digest_covers_what_decides_the_numbers_and_nothing_else() -> None:
+    same = config(created="long ago", complete=True)
+    assert same.digest == config().digest
+    others = [
+        config(seed=1),
+        config(width=8),
+        config(device="cuda"),
+        config(adversary="gradient_similarity(steps=11)"),
+        config(threat_model={"unit": "client", "withheld": []}),
+        config(recording_digest="cd" * 32),
+        config(oracle=("labels",)),
+        config(model="mlp"),
+    ]
+    assert len({c.digest for c in [config(), *others]}) == len(others) + 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "message"),
+    [
+        ([row("0a", pnsr=3.0)], [], r"unknown columns \['pnsr'\]; a row has key, attempt"),
+        ([row("0b")], [], "written twice: 0b"),
+        ([row("0a"), row("0a")], [], "written twice: 0a"),
+        ([row("")], [], "every row needs a key"),
+        ([row("0a")], ["0c"], "reconstructions without a row: 0c"),
+    ],
+)
+def test_bad_rows_are_refused(
+    tmp_path: Path, rows: list[dict[str, Cell]], keys: list[str], message: str
+) -> None:
+    writer = write(tmp_path, ["0b"])
+    with pytest.raises(ResultError, match=message):
+        writer.write_chunk(rows, {key: made(key) for key in keys})
+    assert [r["key"] for r in ResultSet(tmp_path).rows()] == ["0b"]
+
+
+def test_unreadable_results_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match=r"there is no config\.json"):
+        ResultSet(tmp_path)
+    write(tmp_path, ["0a"])
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "format_version": 2}))
+    with pytest.raises(ResultError, match=r"config\.json cannot be read as results of format"):
+        ResultSet(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    chunk = tmp_path / "chunks" / "000000.parquet"
+    chunk.write_bytes(chunk.read_bytes()[:40])
+    with pytest.raises(ResultError, match=r"000000\.parquet is damaged"):
+        ResultSet(tmp_path).rows()
+    chunk.unlink()
+    write(tmp_path, ["0a"]).finish()
+    assert len(ResultSet(tmp_path).rows()) == 1
+
+
+def test_a_run_without_results_has_none(tmp_path: Path) -> None:
+    assert load_results(tmp_path) == []
+
+
+def test_a_name_cannot_leave_the_results_folder() -> None:
+    with pytest.raises(ValueError, match="name"):
+        ResultConfig.model_validate({**config().model_dump(), "name": "../elsewhere"})
