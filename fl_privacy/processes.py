@@ -31,7 +31,7 @@ def marked(mark: str) -> set[int]:
     return found - {os.getpid()}
 
 
-def end(mark: str, *, patience: float = 5.0) -> set[int]:
+def end(mark: str, *, patience: float = 3.0) -> set[int]:
     """End all marked processes: SIGTERM at once, SIGKILL after ``patience`` seconds.
 
     Returns the ids of those that outlived even that (none, but for a stuck kernel call).

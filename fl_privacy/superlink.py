@@ -54,7 +54,7 @@ class SuperLink:
 def private_superlink() -> Iterator[SuperLink]:
     """Start a SuperLink in simulation mode; end it and all its helpers on the way out.
 
-    SIGTERM and SIGHUP raise `SystemExit` inside the block, so that they clean up too.
+    SIGTERM and SIGHUP raise `SystemExit` inside the block, SIGINT `KeyboardInterrupt`.
 
     Raises:
         SimulationError: it did not start; the message holds what it said.
@@ -137,12 +137,21 @@ def _temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into `SystemExit` (in the main thread; elsewhere do nothing)."""
+    """Let SIGINT, SIGTERM and SIGHUP (unless nohup ignores it) raise, so that all is ended.
+
+    SIGINT too: Python leaves it ignored in the background jobs of a shell script.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    with _handlers({signal.SIGTERM: leave, signal.SIGHUP: leave}):
+    handlers: dict[signal.Signals, _Handler] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: leave,
+    }
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handlers[signal.SIGHUP] = leave
+    with _handlers(handlers):
         yield
 
 
