@@ -180,13 +180,13 @@ class Recording:
 
     def _problems(self, entry: Entry, checked: set[str]) -> Iterator[str]:
         shared = [(_global_path(entry), entry.global_digest)] if entry.global_digest else []
-        if entry.ok:
+        if entry.file:
             shared.append((f"schemas/{entry.schema_digest}.json", entry.schema_digest))
         for path, sha in shared:
             if path not in checked:
                 checked.add(path)
                 yield from self._problem(path, sha)
-        if entry.ok:
+        if entry.file:
             yield from self._problem(entry.file, entry.sha256, entry)
 
     def _problem(self, path: str, sha: str, entry: Entry | None = None) -> Iterator[str]:

@@ -43,6 +43,7 @@ class RecordingWriter:
         self._segment = segment
         self._lines = lines
         self._n = 0
+        self._schema: tuple[object, str] = (None, "")
         self._lock = Lock()
         self._owned: int | None = None
 
@@ -149,10 +150,14 @@ class RecordingWriter:
         self.close()
 
     def _put_schema(self, arrays: Arrays, layout: Layout) -> str:
-        data = Schema.of(arrays, layout).model_dump_json().encode()
-        sha = digest(data)
-        self._put_once(f"schemas/{sha}.json", data)
-        return sha
+        """Nearly every reply has the schema of the one before."""
+        key = (layout, [(name, array.shape, array.dtype.name) for name, array in arrays.items()])
+        if key != self._schema[0]:
+            data = Schema.of(arrays, layout).model_dump_json().encode()
+            sha = digest(data)
+            self._put_once(f"schemas/{sha}.json", data)
+            self._schema = (key, sha)
+        return self._schema[1]
 
     def _put_once(self, path: str, data: bytes) -> None:
         if not self._store.exists(path):

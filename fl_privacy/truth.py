@@ -77,14 +77,14 @@ class TruthVault:
         }
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         data = safetensors.torch.save(plain, {"properties": json.dumps(list(samples.properties))})
-        write_atomically(self._folder(attempt, round, node) / f"{step}.safetensors", data)
+        self._put(self._folder(attempt, round, node) / f"{step}.safetensors", data)
 
     def write_defense(
         self, *, attempt: int, round: int, node: str, spec: str, stats: Mapping[str, float]
     ) -> None:
         """Keep which defense a client applied and what it reported."""
         data = json.dumps({"spec": spec, "stats": dict(stats)}).encode()
-        write_atomically(self._folder(attempt, round, node) / DEFENSE, data)
+        self._put(self._folder(attempt, round, node) / DEFENSE, data)
 
     def has(self, exchange: Exchange) -> bool:
         """Whether the truth behind an exchange was kept."""
@@ -126,9 +126,19 @@ class TruthVault:
             raise TruthError(f"expected a node of letters and digits, got {node!r}")
         return self.root / str(int(attempt)) / str(int(round)) / node
 
+    def _put(self, path: Path, data: bytes) -> None:
+        try:
+            write_atomically(path, data)
+        except OSError as error:
+            raise TruthError(
+                f"{path}: cannot be written ({error.strerror}); give a run folder that clients "
+                f"can write"
+            ) from error
+
     def _files(self, exchange: Exchange) -> list[Path]:
         folder = self._folder(exchange.attempt, exchange.round, exchange.node)
-        return sorted(folder.glob("*.safetensors"), key=lambda path: int(path.stem))
+        files = [path for path in folder.glob("*.safetensors") if path.stem.isdecimal()]
+        return sorted(files, key=lambda path: int(path.stem))
 
     def _steps(self, exchange: Exchange) -> Iterator[tuple[Samples, list[int]]]:
         files = self._files(exchange)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
@@ -17,26 +17,6 @@ NUM_EXAMPLES_KEYS = ("num-examples", "num_examples")
 
 class UnreadableArraysError(ValueError):
     """A message whose arrays cannot be recorded; the message names the array."""
-
-
-def parse_rounds(spec: str) -> Callable[[int], bool]:
-    """Which rounds ``1-5,10,20-`` means; an empty text means all.
-
-    Raises:
-        ValueError: the text is not of that form.
-    """
-    if not spec:
-        return lambda round: True
-    ranges: list[tuple[int, float]] = []
-    for part in spec.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()):
-            raise ValueError(f"expected rounds such as 1-5,10 or 20-, got {spec!r}")
-        end = math.inf if dash and not last else int(last or first)
-        if end < int(first):
-            raise ValueError(f"expected ascending rounds, got {part.strip()!r} in {spec!r}")
-        ranges.append((int(first), end))
-    return lambda round: any(first <= round <= last for first, last in ranges)
 
 
 def array_of(name: str, array: Array) -> np.ndarray:

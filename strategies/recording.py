@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fl_privacy.recording import Layout, RecordingWriter
-from strategies.recorder import Recorder, parse_rounds
+from fl_privacy.rounds import parse_rounds
+from strategies.recorder import Recorder
 from strategies.wrapper import StrategyWrapper, chain
 
 
@@ -47,8 +48,8 @@ class RecordingStrategy(StrategyWrapper):
         self.recorder = Recorder(writer, layout, weight_key(strategy))
         self.is_recorded = parse_rounds(rounds)
         self.max_clients = max_clients
-        # what was sent this round: the metadata get their message ids when they are pushed
-        self._sent: list[tuple[Message, str]] = []
+        # what was sent this round; the metadata get their message ids when they are pushed
+        self._sent: list[tuple[Metadata, str]] = []
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -60,7 +61,7 @@ class RecordingStrategy(StrategyWrapper):
         messages = list(messages)
         chosen = self._chosen(messages)
         self._sent = [
-            (message, self.recorder.sent(message.content))
+            (message.metadata, self.recorder.sent(message.content))
             for message in messages
             if message.metadata.dst_node_id in chosen
         ]
@@ -80,11 +81,11 @@ class RecordingStrategy(StrategyWrapper):
 
     def _record(self, server_round: int, replies: Sequence[Message]) -> None:
         by_id, by_node = {}, {}
-        for message, digest in self._sent:
-            origin = (message.metadata.dst_node_id, digest)
-            by_node[message.metadata.dst_node_id] = origin
-            if message.metadata.message_id:
-                by_id[message.metadata.message_id] = origin
+        for metadata, digest in self._sent:
+            origin = (metadata.dst_node_id, digest)
+            by_node[metadata.dst_node_id] = origin
+            if metadata.message_id:
+                by_id[metadata.message_id] = origin
         self._sent = []
         for reply in replies:
             # an "unavailable" reply names the SuperLink as its source: go by what it answers
