@@ -170,7 +170,7 @@ def plain_gradient(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """Set ``.grad`` of each parameter to that of the mean loss; the loss itself."""
     loss = per_sample_loss(model(inputs), labels).mean()
     loss.backward()  # type: ignore[no-untyped-call]
-    return float(loss)
+    return float(loss.detach())
 
 
 @torch.no_grad()
