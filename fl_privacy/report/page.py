@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -21,23 +18,20 @@ from fl_privacy.recording_store import write_atomically
 from fl_privacy.report import words
 from fl_privacy.report.figures import Spread, accuracy_figure, spread_figure
 from fl_privacy.report.gallery import strips
+from fl_privacy.report.headline import PSNR, headlines, interrupted, why_no_scores
+from fl_privacy.report.provenance import commands, provenance
 from fl_privacy.report.reading import Run, read_run
 from fl_privacy.report.scores import (
     Analysis,
     Score,
-    attacks,
-    baseline_of,
     defenses,
     endings,
     score,
     scored_values,
     scores,
-    strongest,
 )
 from fl_privacy.results import MetricInfo
 from fl_privacy.run_folder import RunFolder
-
-PSNR = "psnr"
 
 
 def write_report(run: Path, *, pictures: int = 16) -> Path:
@@ -81,7 +75,7 @@ def context(run: Run, pictures: int) -> dict[str, Any]:
         "headlines": headlines(found),
         "notices": [why_no_scores(run), *interrupted(found)],
         "facts": facts(run),
-        "setting": words.batches(rows) if rows else "",
+        "setting": words.batches(rows, run.manifest.local_training) if rows else "",
         "oracles": sorted({oracle for a in found for oracle in a.config.oracle}),
         "galleries": [gallery(run, defense, pictures) for defense in defenses(found)],
         "pictures": pictures,
@@ -95,71 +89,11 @@ def context(run: Run, pictures: int) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Headline:
-    """One defense group in a sentence and two numbers."""
-
-    title: str
-    sentence: str
-    got: str
-    guess: str
-    oracle: tuple[str, ...]
-
-
-def headlines(found: Sequence[Analysis]) -> list[Headline]:
-    """What the strongest attack got from each defense group that has a PSNR."""
-    said = []
-    for defense in defenses(found):
-        lines = scores(found, defense)
-        best = strongest(lines, PSNR)
-        if best is None:
-            continue
-        guesser = baseline_of(best.analysis, found)
-        guess = score(guesser, defense, best.metric, None).interval if guesser else None
-        said.append(
-            Headline(
-                title=words.group_title(defense),
-                sentence=words.headline(best, guess, attacks(lines, PSNR)),
-                got=words.number(best.interval.mean, best.metric),
-                guess=words.number(guess.mean, best.metric) if guess else "",
-                oracle=best.analysis.config.oracle,
-            )
-        )
-    return said
-
-
-def why_no_scores(run: Run) -> str:
-    """Why there is no headline with numbers; empty when there is one."""
-    tried = [a for a in run.analyses if not a.is_baseline]
-    if not tried:
-        return "No adversary has attacked this recording yet, so there is nothing to score."
-    if all(row["status"] == "failed" for a in tried for row in a.rows):
-        return "No attack produced anything to score: every target failed, for the reasons below."
-    if run.truth_of is None:
-        return (
-            "The run kept no truth (it was no audit), so reconstructions cannot be compared to "
-            "the clients' images and nothing is scored."
-        )
-    if not headlines(run.analyses):
-        return "No reconstruction has a PSNR: the truth of these targets is missing."
-    return ""
-
-
-def interrupted(found: Sequence[Analysis]) -> list[str]:
-    """A sentence for each analysis that did not get to its end."""
-    return [
-        f"The analysis by {a.label} was interrupted after {words.count(len(a.rows), 'target')}; "
-        f"the same command goes on where it stopped."
-        for a in found
-        if not a.config.complete
-    ]
-
-
 def facts(run: Run) -> list[tuple[str, str]]:
     """The run in a few pairs of words."""
     manifest = run.manifest
     lost = sum(run.lost.values())
-    updates = words.count(run.updates, "update") + (f", {lost} lost" if lost else "")
+    updates = words.count(sum(run.updates.values()), "update") + (f", {lost} lost" if lost else "")
     shape = " × ".join(map(str, manifest.task.input_shape)) if manifest.task else ""
     training = manifest.local_training
     pairs = [
@@ -256,58 +190,3 @@ def accuracy(run: Run) -> dict[str, Any] | None:
     )
     figure = accuracy_figure([s.round for s in run.history], shares, f"Test accuracy: {said}")
     return {"figure": figure, "said": said}
-
-
-def provenance(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What made these numbers: the run, then each analysis."""
-    manifest = run.manifest
-    settings = " ".join(f"{k}={v}" for k, v in manifest.run_config.items())
-    parts = [
-        (
-            "Recording",
-            [
-                ("made", manifest.created),
-                ("code digest", manifest.code_digest or "unknown"),
-                ("versions", _pairs(manifest.versions)),
-                ("run config", settings or "unknown"),
-            ],
-        )
-    ]
-    for a in run.analyses:
-        seconds = sum(row["seconds"] or 0 for row in a.rows)
-        config = a.config
-        parts.append(
-            (
-                a.label,
-                [
-                    ("adversary", config.adversary),
-                    ("model", config.model or "unknown"),
-                    ("seed", str(config.seed)),
-                    ("configuration digest", config.digest),
-                    ("recording digest", config.recording_digest),
-                    ("device", f"{config.device}, {config.width or 'any'} targets a batch"),
-                    ("device time", f"{seconds:,.1f} s for {words.count(len(a.rows), 'target')}"),
-                    ("complete", "yes" if config.complete else "NO: the analysis was interrupted"),
-                    ("made", config.created),
-                    ("versions", _pairs(config.versions)),
-                    ("threat model", _pairs(config.threat_model)),
-                ],
-            )
-        )
-    return parts
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value or 'none'}" for name, value in values.items()) or "unknown"
-
-
-def commands(run: Run) -> list[str]:
-    """What to type to get these numbers again from the recording."""
-    place = shlex.quote(os.fspath(run.path))
-    again = [
-        f"fl-privacy attack {place} --adversary {shlex.quote(a.config.adversary)}"
-        f" --seed {a.config.seed}"
-        for a in run.analyses
-        if not a.is_baseline
-    ]
-    return [*again, f"fl-privacy report {place}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -36,11 +37,15 @@ class RoundScore(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """A run as the report sees it; ``truth_of`` is None when it was no audit."""
+    """A run as the report sees it.
+
+    ``updates`` counts the recorded replies by round, ``lost`` the failures by reason;
+    ``truth_of`` is None when the run was no audit.
+    """
 
     path: Path
     manifest: Manifest
-    updates: int
+    updates: Mapping[int, int]
     lost: Mapping[str, int]
     analyses: list[Analysis]
     truth_of: TruthOf | None
@@ -56,16 +61,12 @@ def read_run(path: Path) -> Run:
     folder = RunFolder(path)
     recording = Recording(folder.recording)
     entries = list(recording.entries(status=None))
-    lost: dict[str, int] = {}
-    for entry in entries:
-        if not entry.ok:
-            lost[entry.status] = lost.get(entry.status, 0) + 1
     replies = [entry for entry in entries if entry.ok]
     return Run(
         path=path,
         manifest=recording.manifest,
-        updates=len(replies),
-        lost=lost,
+        updates=Counter(entry.round for entry in replies),
+        lost=Counter(entry.status for entry in entries if not entry.ok),
         analyses=analyses(load_results(path)),
         truth_of=_truth_of(folder, replies) if folder.truth.is_dir() else None,
         history=read_history(folder.history),

@@ -118,7 +118,7 @@ def knowledge(analysis: Analysis, training: LocalTraining | None) -> list[str]:
     model = analysis.config.threat_model
     known = bool(model.get("local_training", False))
     said = [UNITS.get(str(model.get("unit")), f"Unit of attack: {model.get('unit', 'unknown')}.")]
-    said += [batches(analysis.rows), rounds(analysis.rows)]
+    said += [batches(analysis.rows, training), rounds(analysis.rows)]
     if "labels" not in analysis.config.oracle:
         said.append("Labels were inferred, not given.")
     if known and training:
@@ -158,16 +158,17 @@ def local_training(training: LocalTraining) -> str:
     )
 
 
-def batches(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How many images the attacked batches hold."""
-    sizes = sorted({row["images"] for row in rows if row["images"] is not None})
+def batches(rows: Sequence[Mapping[str, Any]], training: LocalTraining | None) -> str:
+    """How many images are behind each attacked update."""
+    sizes = sorted({row["images"] for row in rows if row["images"]})
     if not sizes:
-        return "It is unknown how many images the attacked batches hold."
+        return "It is unknown how many images are behind each attacked update."
+    span = count(sizes[0], "image") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} images"
+    if training is not None and training.algorithm == "fedavg":
+        return f"Each attacked target was computed from {span}, over several local steps."
     if sizes == [1]:
         return "The attacked batches hold one image each, the easiest case for an attack."
-    if len(sizes) == 1:
-        return f"The attacked batches hold {sizes[0]} images each."
-    return f"The attacked batches hold {sizes[0]} to {sizes[-1]} images each."
+    return f"The attacked batches hold {span} each."
 
 
 def rounds(rows: Sequence[Mapping[str, Any]]) -> str:
