@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fl_privacy.component import ComponentError
 from fl_privacy.protocols import GradientDefense, UpdateDefense
-from fl_privacy.types import Stats, Step, Tensors
+from fl_privacy.types import Samples, Stats, Step, Task, Tensors
 
 
 def per_sample_loss(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -19,27 +19,45 @@ def per_sample_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(outputs, labels, reduction="none")
 
 
-def step_of(model: nn.Module, inputs: Tensor, labels: Tensor, *, expected_batch_size: int) -> Step:
-    """The step on normalized ``inputs``: detached parameters, copied buffers."""
+def step_of(
+    model: nn.Module,
+    task: Task,
+    batch: Samples,
+    *,
+    expected_batch_size: int,
+    device: torch.device | None = None,
+) -> Step:
+    """The step on ``batch`` (pixels): detached parameters, copied buffers, normalized inputs."""
+    inputs, labels = batch.inputs.to(device), batch.labels.to(device)
     return Step(
         model=model,
         parameters={name: value.detach() for name, value in model.named_parameters()},
         buffers={name: value.clone() for name, value in model.named_buffers()},
-        inputs=inputs,
+        inputs=task.normalize(inputs),
         labels=labels,
         loss=per_sample_loss,
         expected_batch_size=expected_batch_size,
     )
 
 
-def defended_gradient(
-    step: Step, defense: GradientDefense, generator: Generator
+def set_gradient(
+    step: Step, defense: GradientDefense | None, generator: Generator | None
 ) -> tuple[float, Stats]:
-    """Set ``.grad`` of each parameter to what ``defense`` makes of the step; loss and stats.
+    """Set ``.grad`` of the model's parameters to the mean loss's, or to what a defense makes.
 
-    An undefended forward pass gives the mean loss and moves the running statistics of batch
-    norm, as it would without a defense.
+    Returns the mean loss and the defense's statistics. Under a defense an undefended forward
+    pass gives the loss and moves the running statistics of batch norm, as it would without.
+
+    Raises:
+        ValueError: a defense without a generator.
     """
+    step.model.zero_grad()
+    if defense is None:
+        loss = step.loss(step.model(step.inputs), step.labels).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach()), {}
+    if generator is None:
+        raise ValueError("a gradient defense needs a defense_generator")
     gradient, stats = defense.defend_gradient(step, generator=generator)
     for name, parameter in step.model.named_parameters():
         parameter.grad = gradient[name].detach().to(parameter)

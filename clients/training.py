@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clients.defending import defended_gradient, mean_stats, per_sample_loss, step_of
+from clients.defending import mean_stats, per_sample_loss, set_gradient, step_of
 from fl_privacy.protocols import GradientDefense
 from fl_privacy.types import LocalTraining, Samples, Task
 
@@ -56,10 +56,9 @@ def local_train(
     examples; ``fedavg`` counts all samples.
 
     Raises:
-        ValueError: no samples, or ``drop_last`` leaves no batch.
+        ValueError: no samples, ``drop_last`` leaves no batch, or a gradient defense has no
+            generator.
     """
-    if gradient_defense is not None and defense_generator is None:
-        raise ValueError("a gradient defense needs a defense_generator")
     device = device or torch.device("cpu")
     sampling = gradient_defense.sampling if gradient_defense else "shuffle"
     batches = list(draw_batches(len(samples), training, sampling=sampling, generator=generator))
@@ -71,27 +70,22 @@ def local_train(
         momentum=training.momentum,
         weight_decay=training.weight_decay,
     )
-    losses, stats, seen = 0.0, [], 0
+    losses, stats = [], []
     with _private_dropout(generator, device):
         for number, indices in enumerate(batches):
             batch = take(samples, indices)
             if on_step is not None:
                 on_step(number, batch, indices)
-            inputs, labels = task.normalize(batch.inputs.to(device)), batch.labels.to(device)
-            optimizer.zero_grad()
-            if gradient_defense is None or defense_generator is None:
-                loss = plain_gradient(model, inputs, labels)
-            else:
-                nominal = training.batch_size if sampling == "poisson" else len(indices)
-                step = step_of(model, inputs, labels, expected_batch_size=nominal)
-                loss, of_step = defended_gradient(step, gradient_defense, defense_generator)
-                stats.append(of_step)
+            nominal = training.batch_size if sampling == "poisson" else len(indices)
+            step = step_of(model, task, batch, expected_batch_size=nominal, device=device)
+            loss, of_step = set_gradient(step, gradient_defense, defense_generator)
             optimizer.step()
-            losses, seen = losses + loss * len(indices), seen + len(indices)
+            losses.append(loss * len(indices))
+            stats.append(of_step)
     return TrainResult(
         state={name: value.detach().cpu().clone() for name, value in model.state_dict().items()},
         num_examples=_num_examples(len(samples), training, batches, sampling),
-        loss=losses / max(seen, 1),
+        loss=sum(losses) / max(sum(map(len, batches)), 1),
         stats=mean_stats(stats),
     )
 
@@ -164,13 +158,6 @@ def set_mode(model: nn.Module, training: LocalTraining) -> None:
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
-
-
-def plain_gradient(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
-    """Set ``.grad`` of each parameter to that of the mean loss; the loss itself."""
-    loss = per_sample_loss(model(inputs), labels).mean()
-    loss.backward()  # type: ignore[no-untyped-call]
-    return float(loss.detach())
 
 
 @torch.no_grad()

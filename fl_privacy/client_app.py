@@ -5,11 +5,13 @@ process. PyTorch runs on one thread: the same sums in the same order wherever Ra
 SuperNode starts the process, and clients side by side do not fight for the cores.
 
 The client's defense is its own business: a ``client-...`` key of the node config takes
-precedence over the run config.
+precedence over the run config. Such a defense draws from the operating system's randomness
+instead: the server knows the run's seed and could subtract noise that came from it.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -49,6 +51,7 @@ def train(message: Message, context: Context) -> Message:
     key, model, sent = received_model(message, settings, dataset)
     own = partition_indices(settings.dataset, settings.partition, client, clients, settings.seed)
     seeds = (settings.seed, trip.round, client)
+    hidden = (secrets.randbits(63),) if "client-defense" in context.node_config else seeds
     result = local_train(
         model,
         dataset.task(),
@@ -56,7 +59,7 @@ def train(message: Message, context: Context) -> Message:
         settings.local_training,
         generator=generator(*seeds, "batches"),
         gradient_defense=gradient_defense,
-        defense_generator=generator(*seeds, "gradient-defense"),
+        defense_generator=generator(*hidden, "gradient-defense"),
         on_step=lambda step, batch, chosen: trip.keep(step, batch, own[chosen]),
         device=best_device(),
     )
@@ -65,7 +68,7 @@ def train(message: Message, context: Context) -> Message:
         result.state,
         update_defenses,
         names=[name for name, _ in model.named_parameters()],
-        generator=generator(*seeds, "update-defense"),
+        generator=generator(*hidden, "update-defense"),
     )
     trip.keep_defense(spec, {**result.stats, **stats})
     reply = RecordDict({key: ArrayRecord(OrderedDict(state))})

@@ -168,6 +168,16 @@ def test_the_nodes_own_defense_takes_precedence(train: Callable[..., Message]) -
     assert 0 < float(torch.stack(squares).sum().sqrt()) <= 0.5e-3 * 1.001
 
 
+def test_a_server_that_knows_the_seed_cannot_repeat_the_nodes_own_noise(
+    train: Callable[..., Message],
+) -> None:
+    weight = "dense1.weight"
+    prescribed = [returned(train({"client-defense": NOISE}))[weight] for _ in range(2)]
+    own = [returned(train(client_defense=NOISE))[weight] for _ in range(2)]
+    assert torch.equal(*prescribed)
+    assert not torch.equal(*own)
+
+
 def test_batch_norm_statistics_come_back_undefended(train: Callable[..., Message]) -> None:
     changes: Run = {"model": "convnet64", "dataset": "fashion-mini", "batch-size": 2}
     plain, noisy = returned(train(changes)), returned(train(changes | {"client-defense": NOISE}))

@@ -15,7 +15,7 @@ from fl_privacy.models.mlp import MLP
 from fl_privacy.models.soteria import ConvNet64
 from fl_privacy.models.zhu import LeNetZhu
 from fl_privacy.protocols import GradientDefense, UpdateDefense
-from fl_privacy.types import Stats, Step, Task, Tensors
+from fl_privacy.types import Samples, Stats, Step, Task, Tensors
 
 TASK = Task(input_shape=(1, 4, 4), classes=3, mean=(0.0,), std=(1.0,))
 LABELS = torch.tensor([0, 2, 1, 1, 0])
@@ -30,7 +30,7 @@ def seeded(seed: int = 0) -> Generator:
 def step(expected_batch_size: int = 5) -> Step:
     model = LeNetZhu().build(TASK, seed=0).double()
     inputs = torch.rand(5, 1, 4, 4, generator=seeded(1), dtype=torch.float64)
-    return step_of(model, inputs, LABELS, expected_batch_size=expected_batch_size)
+    return step_of(model, TASK, Samples(inputs, LABELS), expected_batch_size=expected_batch_size)
 
 
 def sample_gradients(of: Step) -> list[dict[str, Tensor]]:
@@ -91,8 +91,8 @@ def test_a_bound_that_no_sample_reaches_changes_nothing() -> None:
 
 
 def test_a_sample_without_gradient_is_no_division_by_zero() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-    of = step_of(model, torch.zeros(2, 4), torch.tensor([0, 1]), expected_batch_size=2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    of = step_of(model, TASK, Samples(torch.zeros(2, 1, 2, 2), LABELS[:2]), expected_batch_size=2)
     silent = Step(**{**vars(of), "loss": lambda outputs, labels: 0 * outputs.sum(1)})
     defended, _ = PerSampleClipping(max_norm=1.0).defend_gradient(silent, generator=seeded())
     assert all(torch.equal(value, torch.zeros_like(value)) for value in defended.values())
@@ -117,7 +117,7 @@ def test_clipping_is_twice_differentiable_in_the_inputs(bound: float) -> None:
     inputs = torch.rand(2, 1, 4, 4, generator=seeded(1), dtype=torch.float64, requires_grad=True)
 
     def defended(x: Tensor) -> Tensor:
-        of = step_of(model, x, LABELS[:2], expected_batch_size=2)
+        of = step_of(model, TASK, Samples(x, LABELS[:2]), expected_batch_size=2)
         gradient, _ = PerSampleClipping(max_norm=bound).defend_gradient(of, generator=seeded())
         return torch.cat([value.flatten() for value in gradient.values()])
 
@@ -142,7 +142,8 @@ def test_an_adversary_can_run_clipping_inside_vmap_and_grad() -> None:
 def test_clipping_refuses_batch_norm_in_train_mode_and_names_it() -> None:
     task = Task(input_shape=(1, 9, 9), classes=3, mean=(0.0,), std=(1.0,))
     model = ConvNet64().build(task, seed=0)
-    of = step_of(model, torch.rand(2, 1, 9, 9), LABELS[:2], expected_batch_size=2)
+    samples = Samples(torch.rand(2, 1, 9, 9, generator=seeded()), LABELS[:2])
+    of = step_of(model, task, samples, expected_batch_size=2)
     with pytest.raises(ValueError, match=r"features\.bn1, .*batch-norm to eval"):
         PerSampleClipping(max_norm=1.0).defend_gradient(of, generator=seeded())
     model.eval()

@@ -277,7 +277,7 @@ def test_evaluation_is_the_mean_over_all_samples_and_needs_some() -> None:
     outputs = model(TASK.normalize(samples.inputs))
     loss, accuracy = evaluate_model(model, TASK, samples, batch_size=3)
     expected = nn.functional.cross_entropy(outputs, samples.labels)
-    assert loss == pytest.approx(float(expected), rel=1e-12)
+    assert loss == pytest.approx(expected.item(), rel=1e-12)
     assert accuracy == pytest.approx(float((outputs.argmax(1) == samples.labels).double().mean()))
     with pytest.raises(ValueError, match="no samples"):
         evaluate_model(model, TASK, double(data(0)))
