@@ -7,7 +7,6 @@ results, or to serve as the oracle that the threat model grants openly.
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from fl_privacy.component import VERSION, Component
 from fl_privacy.protocols import Adversary, Metric, Progress, silent
 from fl_privacy.recording import Recording
 from fl_privacy.results import Cell, MetricInfo, ResultConfig, ResultSet, ResultWriter, load_results
+from fl_privacy.run_folder import RunFolder
 from fl_privacy.threat_model import ThreatModel, check_requirements
 from fl_privacy.truth import TruthVault
 from fl_privacy.types import (
@@ -38,6 +38,10 @@ from fl_privacy.types import (
 
 WRITE_EVERY = 32
 """Finished targets that are held back at most before they are written."""
+
+
+class AnalysisError(ValueError):
+    """An analysis that cannot be run as asked."""
 
 
 @runtime_checkable
@@ -59,9 +63,7 @@ class Plan(Component):
     device: Annotated[str, Field(description="cpu, cuda, cuda:1; auto: cuda if there is one")] = (
         "auto"
     )
-    rounds: Annotated[tuple[int, ...] | None, Field(description="rounds to attack; none: all")] = (
-        None
-    )
+    rounds: Annotated[str, Field(description="rounds to attack, such as 1-5,10; empty: all")] = ""
     targets: Annotated[PositiveInt | None, Field(description="first targets only; none: all")] = (
         None
     )
@@ -98,13 +100,14 @@ def analyze(
     Raises:
         ThreatModelError, RecordingError, ComponentError: refused before any work.
     """
-    recording = Recording(run / "recording")
-    vault = TruthVault(run / "truth")
+    folder = RunFolder(run)
+    recording = Recording(folder.recording)
+    vault = TruthVault(folder.truth)
     observations = plan.threat_model.observe(
         recording,
         model=model,
         task=task,
-        oracle=(lambda e: vault.samples([e]).labels) if (run / "truth").exists() else None,
+        oracle=(lambda e: vault.samples([e]).labels) if folder.truth.exists() else None,
         rounds=plan.rounds,
     )[: plan.targets]
     adversary: Adversary = component.create("adversaries", plan.adversary)
@@ -133,12 +136,12 @@ def analyze(
         width = width or adversary.plan_width(observations, device=device)
         config = config.model_copy(update={"width": width})
         adversary = adversary.model_copy(update={"width": width})  # type: ignore[attr-defined]
-    writer = ResultWriter.open(run / "results" / config.folder_name, config)
+    writer = ResultWriter.open(folder.results / config.folder_name, config)
     pending = [o for o in observations if o.key not in writer.done]
     results = adversary.attack(pending, seed=plan.seed, device=device, progress=progress)
     write_results(writer, pending, results, metrics, vault)
     writer.finish()
-    return ResultSet(run / "results" / config.folder_name)
+    return ResultSet(folder.results / config.folder_name)
 
 
 def write_results(
@@ -231,13 +234,14 @@ def resolve_device(name: str) -> torch.device:
     """The device a user named; ``auto`` prefers CUDA.
 
     Raises:
-        ValueError: there is no such device here.
+        AnalysisError: there is no such device here.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise AnalysisError(f"no device {name!r}: expected auto, cpu, cuda or cuda:1") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device {name!r} is not available: expected cpu or auto on {platform.node()}"
-        )
+        raise AnalysisError(f"device {name!r} is not available here: expected cpu or auto")
     return device

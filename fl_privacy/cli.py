@@ -244,3 +244,94 @@ def list_(
     console = Console()
     for name in [group] if group else groups():
         console.print(listing(name))
+
+
+@app.command(
+    epilog="""Examples:
+
+fl-privacy attack runs/first --adversary gradient_similarity
+
+fl-privacy attack runs/first --adversary gradient_similarity --set iterations=500 --targets 32
+
+fl-privacy attack runs/first --adversary analytic --threat-model oracle.toml
+
+fl-privacy attack runs/theirs --model their_package.net:build --task task.toml"""
+)
+def attack(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    adversary: Annotated[
+        str, typer.Option("--adversary", "-a", help="Who attacks (fl-privacy list adversaries).")
+    ] = "gradient_similarity",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the adversary; repeat."),
+    ] = None,
+    threat_model: Annotated[
+        Path | None,
+        typer.Option("--threat-model", help="TOML file: what the adversary knows and sees."),
+    ] = None,
+    targets: Annotated[
+        int | None, typer.Option(min=1, help="Attack only the first updates.")
+    ] = None,
+    rounds: Annotated[str, typer.Option(help="Rounds to attack, such as 1-3,10.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    model: Annotated[
+        str, typer.Option(help="package.module:factory, for a model of your own.")
+    ] = "",
+    task: Annotated[
+        Path | None, typer.Option(help="TOML file: input_shape, classes, mean, std.")
+    ] = None,
+) -> None:
+    """Attack the recorded updates offline, beside the baseline that guesses; resumable."""
+    from fl_privacy import attack_command as command
+    from fl_privacy.analysis import Plan
+
+    plan = Plan(
+        adversary=command.adversary_spec(adversary, set_ or []),
+        threat_model=command.read_threat_model(threat_model),
+        targets=targets,
+        rounds=rounds,
+        seed=seed,
+        device=device,
+    )
+    results = command.attack(run, plan, model=model, task=command.read_task(task) if task else None)
+    Console().print(command.scores(results))
+    for reason, count in command.failures(results[0]).items():
+        typer.echo(f"{count} targets not attacked: {reason}", err=True)
+    typer.echo(f"Results in {results[0].folder}. Look at them: fl-privacy report {run}")
+
+
+@app.command(
+    epilog="""Examples:
+
+fl-privacy report runs/first
+
+fl-privacy report runs/first --pictures 32"""
+)
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    pictures: Annotated[int, typer.Option(min=1, help="Targets to show in each group.")] = 16,
+) -> None:
+    """Write one self-contained HTML page: pictures, scores, what the adversary knew."""
+    from fl_privacy.report import write_report
+
+    typer.echo(f"Report: {write_report(run, pictures=pictures)}")
+
+
+@app.command(
+    epilog="""Examples:
+
+fl-privacy demo
+
+fl-privacy demo --out runs/my-demo"""
+)
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """Simulate, attack and report in one go: half of the clients defend themselves with noise."""
+    from fl_privacy.demo import run_demo
+
+    typer.echo(f"Report: {run_demo(out.absolute(), echo=typer.echo)}")

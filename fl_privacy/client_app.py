@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -24,14 +22,13 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from clients.defending import defend_update, split_defenses
+from clients.round_trip import round_trip_of
 from clients.training import evaluate_model, local_train
 from fl_privacy.code_digest import code_digest
 from fl_privacy.component import ComponentError, create, create_all
 from fl_privacy.protocols import Dataset, Model, Partition
 from fl_privacy.seeding import generator
 from fl_privacy.settings import RunSettings, parse_settings
-from fl_privacy.truth import TruthVault
-from fl_privacy.types import Samples
 
 app = ClientApp()
 
@@ -92,54 +89,6 @@ def evaluate(message: Message, context: Context) -> Message:
     loss, accuracy = evaluate_model(model, dataset.task(), samples, device=best_device())
     metrics = MetricRecord({"num-examples": len(samples), "loss": loss, "accuracy": accuracy})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
-
-
-@dataclass(frozen=True)
-class RoundTrip:
-    """Which round trip this is, and where an audit keeps its truth (None: nowhere)."""
-
-    attempt: int
-    round: int
-    node: str
-    vault: TruthVault | None
-
-    def keep(self, step: int, batch: Samples, indices: Tensor) -> None:
-        """In an audit, store the batch of one step."""
-        if self.vault is not None:
-            self.vault.write(
-                attempt=self.attempt,
-                round=self.round,
-                node=self.node,
-                step=step,
-                samples=batch,
-                indices=indices,
-            )
-
-    def keep_defense(self, spec: str, stats: dict[str, float]) -> None:
-        """In an audit, store which defense ran and what it reports."""
-        if self.vault is not None:
-            self.vault.write_defense(
-                attempt=self.attempt, round=self.round, node=self.node, spec=spec, stats=stats
-            )
-
-
-def round_trip_of(message: Message, context: Context, settings: RunSettings) -> RoundTrip:
-    """Round and attempt from the message's ConfigRecord, node from the context.
-
-    Raises:
-        ComponentError: the server says no round, or an audit has no absolute out-dir.
-    """
-    config = {k: v for record in message.content.config_records.values() for k, v in record.items()}
-    server_round, attempt = config.get("server-round"), config.get("attempt", 1)
-    if not isinstance(server_round, int) or not isinstance(attempt, int):
-        raise ComponentError(
-            f"expected whole numbers server-round and attempt in the message's ConfigRecord, "
-            f"got {config}"
-        )
-    if settings.audit and not Path(settings.out_dir).is_absolute():
-        raise ComponentError(f"an audit needs an absolute out-dir, got {settings.out_dir!r}")
-    vault = TruthVault(Path(settings.out_dir) / "truth") if settings.audit else None
-    return RoundTrip(attempt, server_round, str(context.node_id), vault)
 
 
 def client_settings(context: Context) -> RunSettings:

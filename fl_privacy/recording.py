@@ -8,7 +8,7 @@
     globals/<sha>.safetensors                    parameters as sent, once per content
     updates/<attempt>/<round>/<n>.safetensors    replies as received
 
-Whoever wrote a file is killed at any moment: what the index lists is complete. Tensors
+The writer may be killed at any moment: what the index lists is complete. Tensors
 are safetensors, metadata is JSON; nothing is ever unpickled.
 """
 
@@ -18,6 +18,7 @@ from fl_privacy.recording_format import (
     Layout,
     Manifest,
     RecordingError,
+    Reply,
     Schema,
     TensorSpec,
     check_fits,
@@ -34,6 +35,7 @@ __all__ = [
     "Recording",
     "RecordingError",
     "RecordingWriter",
+    "Reply",
     "Schema",
     "TensorSpec",
     "check_fits",

@@ -115,6 +115,23 @@ class Layout:
         return cls(kinds, aliases)
 
 
+NO_LAYOUT = Layout()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One reply to be recorded; ``arrays`` is None for a failure, and ``status`` says why."""
+
+    round: int
+    node: str
+    arrays: Arrays | None
+    num_examples: int | None
+    global_digest: str
+    layout: Layout = NO_LAYOUT
+    status: str = "ok"
+    payload: Payload = "weights"
+
+
 class Schema(BaseModel):
     """The tensors of a reply in order: the i-th is stored as ``t<i>``."""
 

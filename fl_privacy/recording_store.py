@@ -7,12 +7,15 @@ local folder does not go through it.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 from fl_privacy.recording_format import RecordingError
 
 TEMPORARY = ".tmp"
+SYNCS = 8
 
 
 class Store(Protocol):
@@ -28,11 +31,11 @@ class Store(Protocol):
 
     def read(self, path: str) -> bytes: ...
 
-    def put(self, path: str, data: bytes) -> None:
-        """Write a file: afterwards it is there as a whole, or as it was."""
+    def put(self, files: Iterable[tuple[str, bytes]]) -> None:
+        """Write files: afterwards they are there for good; each as a whole or not at all."""
 
-    def append(self, path: str, line: bytes) -> None:
-        """Add a line; an object store keeps it until `flush`."""
+    def append(self, path: str, lines: bytes) -> None:
+        """Add lines; an object store gets them at the next `flush`."""
 
     def flush(self) -> None: ...
 
@@ -55,22 +58,33 @@ def open_store(location: str | Path) -> Store:
     return RemoteStore(text, filesystem, str(root))
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder and its parents for the owner alone, and sync each parent."""
+def write_atomically(files: Iterable[tuple[Path, bytes]]) -> None:
+    """Write files for the owner alone: after this they are on disk, as they should be.
+
+    Temporary files, fsync, rename, fsync of the folders; a group costs little more than one
+    file, because syncs that run at the same time share the disk's work. Each file is as a
+    whole or not at all; the next one's bytes are asked for when one is written.
+    """
+    moves: list[tuple[Path, Path]] = []
+    folders: set[Path] = set()
+    for path, data in files:
+        folders |= {path.parent, *_make_folder(path.parent)}
+        temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+        _write(temporary, data, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        moves.append((temporary, path))
+    _sync([temporary for temporary, _ in moves])
+    for temporary, path in moves:
+        temporary.replace(path)
+    _sync(list(folders))
+
+
+def _make_folder(folder: Path) -> set[Path]:
+    """Create a folder and its parents; the folders that have got a new entry by that."""
     if folder.is_dir():
-        return
-    make_folder(folder.parent)
+        return set()
+    changed = _make_folder(folder.parent) | {folder.parent}
     folder.mkdir(mode=0o700, exist_ok=True)
-    _sync(folder.parent)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Temporary file, fsync, rename, fsync of the folder; readable by the owner alone."""
-    make_folder(path.parent)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    _write(temporary, data, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    temporary.replace(path)
-    _sync(path.parent)
+    return changed
 
 
 def _write(path: Path, data: bytes, flags: int) -> None:
@@ -79,13 +93,21 @@ def _write(path: Path, data: bytes, flags: int) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(paths: Sequence[Path]) -> None:
+    if len(paths) > 1:
+        with ThreadPoolExecutor(min(SYNCS, len(paths))) as pool:
+            list(pool.map(_sync_one, paths))
+    else:
+        for path in paths:
+            _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -123,23 +145,20 @@ class LocalStore:
         except OSError as error:
             raise RecordingError(f"{self.where(path)}: {error.strerror}") from error
 
-    def put(self, path: str, data: bytes) -> None:
+    def put(self, files: Iterable[tuple[str, bytes]]) -> None:
         try:
-            write_atomically(self.root / path, data)
+            write_atomically((self.root / path, data) for path, data in files)
         except OSError as error:
-            raise self._unwritable(path, error) from error
+            raise self._unwritable(error) from error
 
-    def append(self, path: str, line: bytes) -> None:
+    def append(self, path: str, lines: bytes) -> None:
         target = self.root / path
         try:
-            new = not target.exists()
-            if new:
-                make_folder(target.parent)
-            _write(target, line, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            if new:
-                _sync(target.parent)
+            changed = set() if target.exists() else {target.parent, *_make_folder(target.parent)}
+            _write(target, lines, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            _sync([target, *changed])
         except OSError as error:
-            raise self._unwritable(path, error) from error
+            raise self._unwritable(error) from error
 
     def flush(self) -> None:
         """Every line is on disk already."""
@@ -147,10 +166,10 @@ class LocalStore:
     def remove(self, path: str) -> None:
         (self.root / path).unlink(missing_ok=True)
 
-    def _unwritable(self, path: str, error: OSError) -> RecordingError:
+    def _unwritable(self, error: OSError) -> RecordingError:
         return RecordingError(
-            f"{self.where(path)}: cannot be written ({error.strerror}); choose a folder that is "
-            f"writable and has room"
+            f"{error.filename or self.root}: cannot be written ({error.strerror}); choose a "
+            f"folder that is writable and has room"
         )
 
 
@@ -186,24 +205,25 @@ class RemoteStore:
         except OSError as error:
             raise RecordingError(f"{self.where(path)}: {error}") from error
 
-    def put(self, path: str, data: bytes) -> None:
-        target = f"{self.root}/{path}"
-        try:
-            self.filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-            self.filesystem.pipe_file(target, data)
-        except OSError as error:
-            raise RecordingError(f"{self.where(path)}: cannot be written ({error})") from error
+    def put(self, files: Iterable[tuple[str, bytes]]) -> None:
+        for path, data in files:
+            target = f"{self.root}/{path}"
+            try:
+                self.filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+                self.filesystem.pipe_file(target, data)
+            except OSError as error:
+                raise RecordingError(f"{self.where(path)}: cannot be written ({error})") from error
 
-    def append(self, path: str, line: bytes) -> None:
+    def append(self, path: str, lines: bytes) -> None:
         if path != self.open_path:
             self.flush()
             self.open_path = path
             self.open_lines = bytearray(self.read(path) if self.exists(path) else b"")
-        self.open_lines += line
+        self.open_lines += lines
 
     def flush(self) -> None:
         if self.open_path:
-            self.put(self.open_path, bytes(self.open_lines))
+            self.put([(self.open_path, bytes(self.open_lines))])
 
     def remove(self, path: str) -> None:
         if self.exists(path):

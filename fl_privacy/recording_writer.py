@@ -1,10 +1,11 @@
-"""Writing a recording, one reply at a time, so that a kill never loses a listed update."""
+"""Writing a recording so that a kill at any moment never loses a listed update."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -13,12 +14,14 @@ from typing import Self
 from fl_privacy.recording_format import (
     LINES_PER_SEGMENT,
     MANIFEST,
+    NO_LAYOUT,
     Arrays,
     Entry,
     Layout,
     Manifest,
     Payload,
     RecordingError,
+    Reply,
     Schema,
     digest,
     encode,
@@ -28,7 +31,7 @@ from fl_privacy.recording_reader import own_entry, read_entries, read_manifest
 from fl_privacy.recording_store import TEMPORARY, LocalStore, Store, open_store
 
 _FIXED = ("model", "dataset", "task", "local_training")
-_NO_LAYOUT = Layout()
+WAITING_BYTES = 64 * 2**20
 
 
 class RecordingWriter:
@@ -43,6 +46,7 @@ class RecordingWriter:
         self._segment = segment
         self._lines = lines
         self._n = 0
+        self._waiting: dict[str, bytes] = {}
         self._schema: tuple[object, str] = (None, "")
         self._lock = Lock()
         self._owned: int | None = None
@@ -79,8 +83,10 @@ class RecordingWriter:
         writer._adopt()
         return writer
 
-    def put_global(self, arrays: Arrays, layout: Layout = _NO_LAYOUT) -> tuple[str, str]:
+    def put_global(self, arrays: Arrays, layout: Layout = NO_LAYOUT) -> tuple[str, str]:
         """Store parameters as sent, once per content.
+
+        They go to disk together with the first replies to them, and never after.
 
         Returns:
             The digests of the schema and of the stored file.
@@ -89,7 +95,11 @@ class RecordingWriter:
             schema = self._put_schema(arrays, layout)
             data = encode(arrays, {"schema": schema})
             sha = digest(data)
-            self._put_once(f"globals/{sha}.safetensors", data)
+            path = f"globals/{sha}.safetensors"
+            if path not in self._waiting and not self._store.exists(path):
+                self._waiting[path] = data
+                if sum(map(len, self._waiting.values())) > WAITING_BYTES:
+                    self._put([])
             return schema, sha
 
     def append(
@@ -100,39 +110,42 @@ class RecordingWriter:
         arrays: Arrays | None,
         num_examples: int | None,
         global_digest: str,
-        layout: Layout = _NO_LAYOUT,
+        layout: Layout = NO_LAYOUT,
         status: str = "ok",
         payload: Payload = "weights",
     ) -> Entry:
-        """Store one reply and list it; ``arrays`` is None for a failure.
+        """Store and list one reply; see `extend`."""
+        reply = Reply(round, node, arrays, num_examples, global_digest, layout, status, payload)
+        (entry,) = self.extend([reply])
+        return entry
 
-        When this returns, the reply is complete on disk and listed (on an object store it
-        is listed at the end of the round).
+    def extend(self, replies: Iterable[Reply]) -> list[Entry]:
+        """Store replies and list them.
+
+        When this returns they are complete on disk and listed (an object store lists them
+        when the round ends). A group costs little more than one reply; each reply is asked
+        for when the one before is written.
+
+        Raises:
+            RecordingError: no room, not writable, or a reply that cannot be stored; none of
+                the group is listed then.
         """
         with self._lock:
-            entry = Entry(
-                attempt=self.attempt,
-                round=round,
-                node=node,
-                n=self._n,
-                global_digest=global_digest,
-                num_examples=num_examples,
-                status=status,
-                payload=payload,
-            )
-            if arrays is not None:
-                entry = self._put_update(entry, arrays, layout)
-            self._list(entry)
-            return entry
+            entries: list[Entry] = []
+            self._put(self._files(replies, entries))
+            self._list(entries)
+            return entries
 
     def end_round(self, round: int) -> None:
         """Make the round's index lines visible on an object store."""
         with self._lock:
+            self._put([])
             self._store.flush()
 
     def close(self) -> None:
         """Flush and let another writer in."""
         with self._lock:
+            self._put([])
             self._store.flush()
             if self._owned is not None:
                 os.close(self._owned)
@@ -155,30 +168,52 @@ class RecordingWriter:
         if key != self._schema[0]:
             data = Schema.of(arrays, layout).model_dump_json().encode()
             sha = digest(data)
-            self._put_once(f"schemas/{sha}.json", data)
+            if not self._store.exists(f"schemas/{sha}.json"):
+                self._store.put([(f"schemas/{sha}.json", data)])
             self._schema = (key, sha)
         return self._schema[1]
 
-    def _put_once(self, path: str, data: bytes) -> None:
-        if not self._store.exists(path):
-            self._store.put(path, data)
+    def _put(self, files: Iterable[tuple[str, bytes]]) -> None:
+        self._store.put(chain(self._waiting.items(), files))
+        self._waiting = {}
 
-    def _put_update(self, entry: Entry, arrays: Arrays, layout: Layout) -> Entry:
+    def _files(self, replies: Iterable[Reply], entries: list[Entry]) -> Iterator[tuple[str, bytes]]:
+        """The update file of each reply that has one; fills in ``entries`` on the way."""
+        for n, reply in enumerate(replies, start=self._n):
+            entry = Entry(
+                attempt=self.attempt,
+                round=reply.round,
+                node=reply.node,
+                n=n,
+                global_digest=reply.global_digest,
+                num_examples=reply.num_examples,
+                status=reply.status,
+                payload=reply.payload,
+            )
+            line_of(entry)  # refuses what cannot be listed before it is stored
+            if reply.arrays is not None:
+                entry, data = self._update(entry, reply.arrays, reply.layout)
+                yield entry.file, data
+            entries.append(entry)
+
+    def _update(self, entry: Entry, arrays: Arrays, layout: Layout) -> tuple[Entry, bytes]:
         path = f"updates/{entry.attempt}/{entry.round}/{entry.n}.safetensors"
         schema = self._put_schema(arrays, layout)
         entry = entry.model_copy(update={"file": path, "schema_digest": schema})
-        line_of(entry)  # refuses an entry that cannot be listed before it is stored
         own = entry.model_dump_json(by_alias=True, exclude={"bytes", "sha256"})
         data = encode(arrays, {"entry": own})
-        self._store.put(path, data)
-        return entry.model_copy(update={"bytes": len(data), "sha256": digest(data)})
+        return entry.model_copy(update={"bytes": len(data), "sha256": digest(data)}), data
 
-    def _list(self, entry: Entry) -> None:
-        if self._lines == LINES_PER_SEGMENT:
-            self._segment, self._lines = self._segment + 1, 0
-        self._store.append(_segment_path(self._segment), line_of(entry))
-        self._lines += 1
-        self._n = max(self._n, entry.n + 1)
+    def _list(self, entries: Sequence[Entry]) -> None:
+        while entries:
+            if self._lines == LINES_PER_SEGMENT:
+                self._segment, self._lines = self._segment + 1, 0
+            fitting = entries[: LINES_PER_SEGMENT - self._lines]
+            path = f"index/{self._segment:06d}.jsonl"
+            self._store.append(path, b"".join(line_of(entry) for entry in fitting))
+            self._lines += len(fitting)
+            self._n = fitting[-1].n + 1
+            entries = entries[len(fitting) :]
 
     def _adopt(self) -> None:
         """List the intact updates that the last attempt stored but could not list."""
@@ -196,7 +231,7 @@ class RecordingWriter:
                     entry = own_entry(self._store.where(path), self._store.read(path))
                 except RecordingError:
                     continue  # cut short by the kill: it was never listed
-                self._list(entry)
+                self._list([entry])
         self._store.flush()
         self._n = 0
 
@@ -208,7 +243,7 @@ def _create(store: Store, manifest: Manifest) -> None:
             f"{store.where()}: exists and is not a recording (it holds "
             f"{', '.join(strangers[:3])}); choose a new or empty folder"
         )
-    store.put(MANIFEST, manifest.model_dump_json(indent=2).encode())
+    store.put([(MANIFEST, manifest.model_dump_json(indent=2).encode())])
 
 
 def _check_same(store: Store, manifest: Manifest) -> None:
@@ -246,7 +281,7 @@ def _recover(store: Store) -> tuple[int, int, int]:
     data = store.read(path)
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
-        store.put(path, whole)
+        store.put([(path, whole)])
     attempts += (entry.attempt for entry in read_entries(store))
     return max(attempts, default=0) + 1, int(names[-1].split(".")[0]), whole.count(b"\n")
 
@@ -256,7 +291,3 @@ def _updates(store: Store, attempt: int) -> Iterator[str]:
     for round in sorted(store.names(root), key=lambda name: (len(name), name)):
         for name in sorted(store.names(f"{root}/{round}"), key=lambda name: (len(name), name)):
             yield f"{root}/{round}/{name}"
-
-
-def _segment_path(segment: int) -> str:
-    return f"index/{segment:06d}.jsonl"

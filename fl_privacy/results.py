@@ -314,8 +314,8 @@ def _null_if_nan(cell: Cell) -> Cell:
 def _tensors(reconstructions: Mapping[str, Reconstruction]) -> dict[str, Tensor]:
     tensors = {}
     for key, result in reconstructions.items():
-        tensors[f"{key}.inputs"] = result.inputs.detach().to("cpu", torch.float32).contiguous()
-        tensors[f"{key}.labels"] = result.labels.detach().to("cpu", torch.int64).contiguous()
+        tensors[f"{key}.inputs"] = result.inputs.detach().to("cpu", torch.float32).clone()
+        tensors[f"{key}.labels"] = result.labels.detach().to("cpu", torch.int64).clone()
     return tensors
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fl_privacy import component
 from fl_privacy.component import Component, ComponentError
 from fl_privacy.recording import Entry, Recording, match_names
+from fl_privacy.rounds import parse_rounds
 from fl_privacy.types import (
     Exchange,
     LazyTensors,
@@ -78,11 +79,11 @@ class ThreatModel(Component):
         model: ModelFactory | None = None,
         task: Task | None = None,
         oracle: Oracle | None = None,
-        rounds: Sequence[int] | None = None,
+        rounds: str = "",
     ) -> list[Observation]:
         """The targets of a recording, in the order of recording; tensors load lazily.
 
-        ``model`` and ``task`` default to those in the manifest.
+        ``model`` and ``task`` default to those in the manifest; ``rounds`` such as ``1-5,10``.
 
         Raises:
             ThreatModelError: no model or task is known, labels are granted without an
@@ -100,7 +101,8 @@ class ThreatModel(Component):
                 'labels = "oracle" needs the truth of an audited run (audit=true); none was found'
             )
         reader = _Reader(recording, model())
-        targets = self._targets(recording.entries(rounds=rounds), reader)
+        wanted = parse_rounds(rounds)
+        targets = self._targets((e for e in recording.entries() if wanted(e.round)), reader)
         auxiliary = load_auxiliary(self.auxiliary)
         defense = component.create_all("defenses", self.defense) or None
         observations = [
@@ -120,7 +122,10 @@ class ThreatModel(Component):
             for exchanges in targets
         ]
         if not observations:
-            raise ThreatModelError("the recording lists no update to observe")
+            raise ThreatModelError(
+                "the recording lists no update to observe"
+                + (f" in rounds {rounds}" if rounds else "")
+            )
         return observations
 
     def _targets(self, entries: Iterable[Entry], reader: _Reader) -> list[tuple[Exchange, ...]]:

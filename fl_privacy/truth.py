@@ -128,7 +128,7 @@ class TruthVault:
 
     def _put(self, path: Path, data: bytes) -> None:
         try:
-            write_atomically(path, data)
+            write_atomically([(path, data)])
         except OSError as error:
             raise TruthError(
                 f"{path}: cannot be written ({error.strerror}); give a run folder that clients "

@@ -11,7 +11,8 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from fl_privacy.recording import Layout, RecordingWriter
-from strategies.recorder import Recorder, parse_rounds
+from fl_privacy.rounds import parse_rounds
+from strategies.recorder import Recorder
 
 ROUND_KEYS = ("server-round", "server_round")
 
@@ -128,18 +129,22 @@ class RecordingGrid(Grid):
                     self._pending[message.metadata.message_id] = origin
 
     def _received(self, replies: Sequence[Message]) -> None:
+        writer = self.recorder.writer
         with self._lock:
-            rounds = set()
-            for reply in replies:
-                origin = self._pending.pop(reply.metadata.reply_to_message_id, None)
-                if origin:
-                    rounds.add(origin.round)
-                    self.recorder.received(
-                        reply, round=origin.round, node=origin.node, global_digest=origin.digest
-                    )
+            answered = [
+                (reply, self._pending.pop(reply.metadata.reply_to_message_id, None))
+                for reply in replies
+            ]
+            recorded = [(reply, origin) for reply, origin in answered if origin]
+            writer.extend(
+                self.recorder.reply(
+                    reply, round=origin.round, node=origin.node, global_digest=origin.digest
+                )
+                for reply, origin in recorded
+            )
             waiting = {origin.round for origin in self._pending.values()}
-            for round in rounds - waiting:
-                self.recorder.writer.end_round(round)
+            for round in {origin.round for _, origin in recorded} - waiting:
+                writer.end_round(round)
 
 
 def is_training(message: Message) -> bool:

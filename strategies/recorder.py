@@ -9,7 +9,7 @@ from io import BytesIO
 import numpy as np
 from flwr.app import Array, Message, RecordDict
 
-from fl_privacy.recording import Arrays, Layout, RecordingWriter
+from fl_privacy.recording import Arrays, Layout, RecordingWriter, Reply
 from fl_privacy.recording_format import STORABLE
 
 NUM_EXAMPLES_KEYS = ("num-examples", "num_examples")
@@ -71,7 +71,7 @@ def num_examples_of(content: RecordDict, keys: Sequence[str]) -> int | None:
 
 
 class Recorder:
-    """Writes messages as they were sent and received.
+    """Turns messages into what a recording holds, as they were sent and received.
 
     Args:
         writer: the open recording.
@@ -102,10 +102,10 @@ class Recorder:
         self._last = (arrays, digest)
         return digest
 
-    def received(self, reply: Message, *, round: int, node: int, global_digest: str) -> None:
-        """Store one reply, or why there is none."""
-        arrays, num_examples, status = self._content(reply)
-        self.writer.append(
+    def reply(self, message: Message, *, round: int, node: int, global_digest: str) -> Reply:
+        """What a client answered, ready to be written: its arrays, or why there are none."""
+        arrays, num_examples, status = self._content(message)
+        return Reply(
             round=round,
             node=str(node),
             arrays=arrays,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord
 from flwr.serverapp import Grid
@@ -80,21 +80,27 @@ class RecordingStrategy(StrategyWrapper):
         return set(nodes[: self.max_clients] if self.max_clients else nodes)
 
     def _record(self, server_round: int, replies: Sequence[Message]) -> None:
-        by_id, by_node = {}, {}
-        for metadata, digest in self._sent:
-            origin = (metadata.dst_node_id, digest)
-            by_node[metadata.dst_node_id] = origin
-            if metadata.message_id:
-                by_id[metadata.message_id] = origin
+        writer = self.recorder.writer
+        writer.extend(
+            self.recorder.reply(reply, round=server_round, node=node, global_digest=digest)
+            for reply, (node, digest) in self._origins(replies)
+        )
+        writer.end_round(server_round)
         self._sent = []
+
+    def _origins(self, replies: Sequence[Message]) -> Iterator[tuple[Message, tuple[int, str]]]:
+        """Each reply to be recorded, with the node that was asked and what it was sent.
+
+        An "unavailable" reply names the SuperLink as its source: what it answers counts.
+        """
+        by_id = {m.message_id: (m.dst_node_id, digest) for m, digest in self._sent}
+        by_id.pop("", None)
+        by_node = {m.dst_node_id: (m.dst_node_id, digest) for m, digest in self._sent}
         for reply in replies:
-            # an "unavailable" reply names the SuperLink as its source: go by what it answers
-            found = by_id.get(reply.metadata.reply_to_message_id)
-            found = found or by_node.get(reply.metadata.src_node_id)
-            if found:
-                node, digest = found
-                self.recorder.received(reply, round=server_round, node=node, global_digest=digest)
-        self.recorder.writer.end_round(server_round)
+            origin = by_id.get(reply.metadata.reply_to_message_id)
+            origin = origin or by_node.get(reply.metadata.src_node_id)
+            if origin:
+                yield reply, origin
 
 
 def weight_key(strategy: Strategy) -> str:

@@ -14,7 +14,8 @@ from torch import nn
 
 from fl_privacy.recording import Manifest, Recording, RecordingWriter, match_names
 from strategies.grid import RecordingGrid, is_training, round_of
-from strategies.recorder import num_examples_of, parse_rounds
+from fl_privacy.rounds import parse_rounds
+from strategies.recorder import num_examples_of
 from tests.strategies.in_process_grid import ClientError, InProcessGrid
 
 NODES = [11, 12, 13, 14]
