@@ -236,6 +236,13 @@ def test_a_message_without_a_round_is_refused(send: Send, node: Node) -> None:
         app(message, node(RUN))
 
 
+def test_a_proximal_term_is_refused_rather_than_ignored(send: Send, node: Node) -> None:
+    asked = content(start())
+    asked.config_records["config"]["proximal-mu"] = 0.1
+    with pytest.raises(ComponentError, match=r"proximal-mu 0\.1.*another strategy"):
+        app(send(asked), node(RUN))
+
+
 def test_arrays_of_another_model_are_refused_by_name(send: Send, node: Node) -> None:
     message = send(content(start(RUN | {"model": "mlp(hidden=(6,))"})))
     with pytest.raises(ValueError, match=r"(?s)fit mlp\(hidden=\(5,\)\).*dense1\.weight"):

@@ -1,0 +1,68 @@
+"""One round trip of a client: which it is, and where an audit keeps its truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context, Message
+from torch import Tensor
+
+from fl_privacy.component import ComponentError
+from fl_privacy.settings import RunSettings
+from fl_privacy.truth import TruthVault
+from fl_privacy.types import Samples
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """Which round trip this is, and where an audit keeps its truth (None: nowhere)."""
+
+    attempt: int
+    round: int
+    node: str
+    vault: TruthVault | None
+
+    def keep(self, step: int, batch: Samples, indices: Tensor) -> None:
+        """In an audit, store the batch of one step."""
+        if self.vault is not None:
+            self.vault.write(
+                attempt=self.attempt,
+                round=self.round,
+                node=self.node,
+                step=step,
+                samples=batch,
+                indices=indices,
+            )
+
+    def keep_defense(self, spec: str, stats: dict[str, float]) -> None:
+        """In an audit, store which defense ran and what it reports."""
+        if self.vault is not None:
+            self.vault.write_defense(
+                attempt=self.attempt, round=self.round, node=self.node, spec=spec, stats=stats
+            )
+
+
+def round_trip_of(message: Message, context: Context, settings: RunSettings) -> RoundTrip:
+    """Round and attempt from the message's ConfigRecord, node from the context.
+
+    Raises:
+        ComponentError: the server says no round or asks for a proximal term, or an audit has no
+            absolute out-dir.
+    """
+    config = {k: v for record in message.content.config_records.values() for k, v in record.items()}
+    server_round, attempt = config.get("server-round"), config.get("attempt", 1)
+    if not isinstance(server_round, int) or not isinstance(attempt, int):
+        raise ComponentError(
+            f"expected whole numbers server-round and attempt in the message's ConfigRecord, "
+            f"got {config}"
+        )
+    if config.get("proximal-mu"):
+        raise ComponentError(
+            f"the strategy asks for a proximal term (proximal-mu {config['proximal-mu']!r}), which "
+            f"local training does not have: use fedprox(proximal_mu=0) or another strategy"
+        )
+    if settings.audit and not Path(settings.out_dir).is_absolute():
+        raise ComponentError(f"an audit needs an absolute out-dir, got {settings.out_dir!r}")
+    vault = TruthVault(Path(settings.out_dir) / "truth") if settings.audit else None
+    return RoundTrip(attempt, server_round, str(context.node_id), vault)
