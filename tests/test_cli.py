@@ -1,0 +1,177 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from fl_privacy.cli import app, main
+from fl_privacy.component import VERSION
+from fl_privacy.recording import Manifest, RecordingWriter
+from fl_privacy.settings import RunSettings
+
+# Option of `simulate` -> setting that it overrides, where the names differ.
+FIELD_OF = {
+    "rounds": "num_server_rounds",
+    "epochs": "local_epochs",
+    "defense": "client_defense",
+    "defended_share": "client_defended_share",
+}
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "type[Command]":
+    class Bound(Command):
+        def __init__(self, *arguments: str) -> None:
+            monkeypatch.setattr(sys, "argv", ["fl-privacy", *arguments])
+            with pytest.raises(SystemExit) as ended:
+                main()
+            self.code = ended.value.code or 0
+            self.out, self.err = capsys.readouterr()
+
+    return Bound
+
+
+class Command:
+    code: int | str
+    out: str
+    err: str
+
+    def __init__(self, *arguments: str) -> None: ...
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    code = "import fl_privacy.cli, sys; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"torch", "flwr", "ray", "numpy", "matplotlib"}.isdisjoint(ended.stdout.split())
+
+
+def test_version(cli: type[Command]) -> None:
+    assert cli("--version").out.strip() == f"fl-privacy {VERSION}"
+
+
+def commands() -> list[str]:
+    return sorted(typer.main.get_group(app).commands)
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_help_has_examples(name: str, cli: type[Command]) -> None:
+    shown = cli(name, "--help")
+    assert shown.code == 0
+    assert f"fl-privacy {name} " in shown.out.partition("Example")[2]
+
+
+def test_the_defaults_that_simulate_shows_are_the_settings_defaults() -> None:
+    command = typer.main.get_group(app).commands["simulate"]
+    shown = {option.name or "": getattr(option, "show_default", None) for option in command.params}
+    texts = {name: text for name, text in shown.items() if isinstance(text, str)}
+    stated = {"no-audit": "False", "none": ""}
+    for name, text in texts.items():
+        field = RunSettings.model_fields[FIELD_OF.get(name, name)]
+        assert stated.get(text, text) == str(field.default), name
+    assert {"rounds", "dataset", "lr", "audit", "seed"} <= texts.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--set", "nope=1"), "nope"),
+        (("--set", "lr"), "KEY=VALUE"),
+        (("--lr", "-1"), "greater than 0"),
+        (("--dataset", "nope"), "no dataset 'nope'; installed: cifar10"),
+        (("--model", "nope"), "no model 'nope'"),
+        (("--partition", "iid(x=1)"), "iid"),
+        (("--defense", "gaussian_noise(scale=-1)"), "scale"),
+        (("--strategy", "nope"), "no strategy 'nope'; installed: bulyan"),
+        (("--strategy", "krum(x=1)"), "Settings of krum: num_malicious_nodes"),
+        (("--resume",), "nothing to resume"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    arguments: tuple[str, ...], message: str, cli: type[Command], tmp_path: Path
+) -> None:
+    ended = cli("simulate", "--out", str(tmp_path / "run"), *arguments)
+    assert ended.code == 2
+    assert message in ended.err
+    assert "Traceback" not in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_recording_is_refused(cli: type[Command], tmp_path: Path) -> None:
+    manifest = tmp_path / "recording" / "manifest.json"
+    manifest.parent.mkdir()
+    manifest.write_text("{}")
+    ended = cli("simulate", "--out", str(tmp_path))
+    assert ended.code == 2
+    assert "holds a recording already" in ended.err
+    assert sorted(tmp_path.rglob("*")) == [manifest.parent, manifest]
+
+
+def test_a_stale_ray_address_is_named(
+    cli: type[Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    ended = cli("simulate", "--out", str(tmp_path / "run"))
+    assert ended.code == 1
+    assert "RAY_ADDRESS=127.0.0.1:1" in ended.err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_privacy.cli.app", lambda: int("no number"))
+    with pytest.raises(ValueError, match="no number"):
+        main()
+
+
+def recorded(folder: Path) -> Path:
+    import numpy as np
+
+    manifest = Manifest(created="2026-01-01T00:00:00+00:00", model="mlp", dataset="digits")
+    with RecordingWriter.open(folder / "recording", manifest) as writer:
+        arrays = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+        _, sent = writer.put_global(arrays)
+        for round in (1, 2, 4):
+            writer.append(round=round, node="7", arrays=arrays, num_examples=1, global_digest=sent)
+        writer.append(
+            round=4,
+            node="8",
+            arrays=None,
+            num_examples=None,
+            global_digest=sent,
+            status="error: out of memory",
+        )
+    return folder
+
+
+def test_inspect_shows_rounds_clients_and_errors(cli: type[Command], tmp_path: Path) -> None:
+    shown = cli("inspect", str(recorded(tmp_path)), "--verify")
+    assert shown.code == 0
+    assert "1-2,4" in shown.out
+    assert "out of memory" in shown.out
+    assert "mlp" in shown.out
+    assert "intact" in shown.out
+
+
+def test_inspect_names_a_damaged_file_and_fails(cli: type[Command], tmp_path: Path) -> None:
+    victim = sorted(recorded(tmp_path).glob("recording/updates/*/*/*.safetensors"))[0]
+    data = bytearray(victim.read_bytes())
+    data[-1] ^= 1
+    victim.write_bytes(bytes(data))
+    shown = cli("inspect", str(tmp_path), "--verify")
+    assert shown.code == 1
+    assert str(victim) in shown.err
+
+
+def test_inspect_refuses_what_is_no_run(cli: type[Command], tmp_path: Path) -> None:
+    shown = cli("inspect", str(tmp_path))
+    assert shown.code == 2
+    assert "is not a recording" in shown.err
+
+
+def test_list_shows_settings_and_defaults(cli: type[Command]) -> None:
+    shown = cli("list", "settings").out
+    assert all(key in shown for key in RunSettings().model_dump(by_alias=True))
+    assert "num_malicious_nodes=0" in cli("list", "strategies").out
+    assert "gaussian_noise" in cli("list", "defenses").out
+    unknown = cli("list", "nope")
+    assert unknown.code == 2
+    assert "strategies" in unknown.err

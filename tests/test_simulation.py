@@ -1,0 +1,138 @@
+"""Real Flower simulations on a private SuperLink, from the bundle alone."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fl_privacy.code_digest import digest_of
+from fl_privacy.processes import marked
+from fl_privacy.recording import Recording
+from fl_privacy.simulation import assemble_app, check_ray_address, round_of, simulate
+from fl_privacy.superlink import SimulationError
+from fl_privacy.truth import TruthVault
+
+CLIENTS, ROUNDS = 4, 2
+SMALL = ("--dataset", "digits", "--model", "mlp", "--clients", str(CLIENTS))
+
+
+@pytest.fixture
+def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What every process started by the test carries; all of them must end by themselves."""
+    value = uuid.uuid4().hex
+    monkeypatch.setenv("FL_PRIVACY_TEST", value)
+    yield f"FL_PRIVACY_TEST={value}"
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from fl_privacy.cli import main; main()", *arguments]
+
+
+@pytest.mark.flower
+def test_a_run_from_the_bundle_alone(
+    tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = assemble_app(tmp_path / "app")
+    with (app / "fl_privacy" / "seeding.py").open("a") as file:
+        file.write("# so that no installed copy has this digest\n")
+    stale = tmp_path / "ray" / "ray_current_cluster"
+    stale.parent.mkdir()
+    stale.write_text("127.0.0.1:1")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    run, lines = tmp_path / "run", list[str]()
+    simulate(
+        {
+            "dataset": "digits",
+            "model": "mlp",
+            "num-server-rounds": ROUNDS,
+            "min-clients": CLIENTS,
+            "audit": True,
+            "client-defense": "gaussian_noise(scale=0.01)",
+            "client-defended-share": 0.5,
+        },
+        out=run,
+        app=app,
+        clients=CLIENTS,
+        stream=lines.append,
+    )
+    assert marked(mark) == set()
+    assert [r for line in lines if (r := round_of(line))] == [(1, ROUNDS), (2, ROUNDS)]
+    assert (run / "simulation.log").read_text().splitlines() == lines
+
+    recording = Recording(run / "recording")
+    assert recording.manifest.code_digest == digest_of(app)
+    assert not [key for key in recording.manifest.run_config if key.startswith("client-")]
+    assert recording.verify() == []
+    entries = list(recording.entries())
+    assert sorted(entry.round for entry in entries) == [1] * CLIENTS + [2] * CLIENTS
+    assert len({entry.node for entry in entries}) == CLIENTS
+    defenses = [json.loads(path.read_text()) for path in run.glob("truth/**/defense.json")]
+    assert len(defenses) == CLIENTS * ROUNDS
+    for entry in entries:
+        folder = TruthVault(run / "truth").root / str(entry.attempt) / str(entry.round) / entry.node
+        assert (folder / "0.safetensors").exists()
+
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in history] == [0, 1, 2]
+    assert all(0 <= line["accuracy"] <= 1 and line["n"] == 360 for line in history)
+
+
+@pytest.mark.flower
+def test_all_clients_failing_fails_the_run(tmp_path: Path, mark: str) -> None:
+    partition = "classes-by-samples(classes=2, samples=100000)"
+    ended = subprocess.run(
+        command("simulate", "--out", str(tmp_path / "run"), *SMALL, "--partition", partition),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert "none of 4 clients returned an update" in ended.stderr
+    assert "100000" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert marked(mark) == set()
+
+
+@pytest.mark.flower
+def test_ctrl_c_ends_every_process(tmp_path: Path, mark: str) -> None:
+    arguments = ("simulate", "--out", str(tmp_path / "run"), *SMALL, "--rounds", "1000")
+    process = subprocess.Popen(command(*arguments), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any("raylet" in name for name in names(mark)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert marked(mark) == set()
+
+
+def names(mark: str) -> list[str]:
+    found = []
+    for pid in marked(mark):
+        try:
+            found.append(Path(f"/proc/{pid}/cmdline").read_text())
+        except OSError:
+            continue
+    return found
+
+
+def test_a_ray_address_that_nobody_answers_is_named() -> None:
+    with pytest.raises(SimulationError, match=r"RAY_ADDRESS=127\.0\.0\.1:1 .*unset RAY_ADDRESS"):
+        check_ray_address("127.0.0.1:1")
+    with pytest.raises(SimulationError, match="RAY_ADDRESS=nonsense"):
+        check_ray_address("nonsense")
+    check_ray_address("")
+
+
+def test_an_assembled_app_holds_the_running_code(tmp_path: Path) -> None:
+    app = assemble_app(tmp_path / "app")
+    here = Path(__file__).resolve().parent.parent
+    assert digest_of(app) == digest_of(here)
+    assert (app / "fl_privacy" / "datasets" / "fashion_mini_train.json").exists()
+    assert not list(app.rglob("__pycache__"))
