@@ -1,0 +1,165 @@
+"""The ServerApp against an in-process grid: no Ray, no network."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+
+from fl_privacy import server_app
+from fl_privacy.code_digest import code_digest
+from fl_privacy.component import ComponentError
+from fl_privacy.recording import Recording
+from fl_privacy.run_folder import RunFolderError
+from fl_privacy.settings import RunSettings, Scalar
+from strategies.same_code import CodeMismatchError
+from tests.strategies.in_process_grid import ClientError, InProcessGrid
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_app, "SETTLED_SECONDS", 0.0)
+
+
+class Client:
+    """Adds a constant to every weight; node 13 always fails."""
+
+    def __init__(self, amount: float, digest: str) -> None:
+        self.amount, self.digest = amount, digest
+        self.attempts = set[object]()
+
+    def __call__(self, content: RecordDict, node: int) -> RecordDict:
+        if node == 13:
+            raise ClientError("out of luck")
+        self.attempts.add(content.config_records["config"]["attempt"])
+        state = content.array_records["arrays"].to_torch_state_dict()
+        arrays = ArrayRecord({name: value + self.amount for name, value in state.items()})
+        report = ConfigRecord({"partition-id": node, "code-digest": self.digest})
+        metrics = MetricRecord({"num-examples": 1, "loss": 0.5})
+        return RecordDict({"arrays": arrays, "metrics": metrics, "fl-privacy": report})
+
+
+def adding(amount: float, digest: str | None = None) -> Client:
+    return Client(amount, digest or code_digest())
+
+
+def run(
+    out: Path,
+    client: Client,
+    changed: Mapping[str, Scalar] = MappingProxyType({}),
+    *,
+    nodes: tuple[int, ...] = (1, 2),
+) -> None:
+    settings = {"dataset": "digits", "model": "mlp(hidden=(4,))", "num-server-rounds": 2}
+    config = RunSettings().model_dump(by_alias=True) | settings | {"out-dir": str(out), **changed}
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config)
+    server_app.app(InProcessGrid(client, nodes), context)
+
+
+def sent(folder: Path, attempt: int, round: int) -> dict[str, torch.Tensor]:
+    recording = Recording(folder / "recording")
+    entry = next(recording.entries(attempt=attempt, rounds={round}))
+    return dict(recording.sent(entry))
+
+
+def history(folder: Path) -> list[tuple[int, int]]:
+    lines = map(json.loads, (folder / "history.jsonl").read_text().splitlines())
+    return [(line["attempt"], line["round"]) for line in lines]
+
+
+def test_a_run_records_every_reply_and_the_history(tmp_path: Path) -> None:
+    client = adding(1.0)
+    run(tmp_path, client, {"client-defense": "gaussian_noise(scale=1)"}, nodes=(1, 2, 13))
+    entries = list(Recording(tmp_path / "recording").entries(status=None))
+    assert sorted((e.round, e.node, e.ok) for e in entries) == [
+        (round, node, node != "13") for round in (1, 2) for node in ("1", "13", "2")
+    ]
+    first, second = sent(tmp_path, 1, 1), sent(tmp_path, 1, 2)
+    assert all(torch.allclose(second[name], first[name] + 1.0) for name in first)
+    assert history(tmp_path) == [(1, 0), (1, 1), (1, 2)]
+    assert client.attempts == {1}
+    manifest = (tmp_path / "recording" / "manifest.json").read_text()
+    assert "gaussian_noise" not in manifest
+    assert code_digest() in manifest
+
+
+def test_a_resumed_run_goes_on_from_the_last_model_sent(tmp_path: Path) -> None:
+    run(tmp_path, adding(1.0))
+    client = adding(1.0)
+    run(tmp_path, client, {"resume": True})
+    last, again = sent(tmp_path, 1, 2), sent(tmp_path, 2, 1)
+    assert all(torch.equal(again[name], last[name]) for name in last)
+    assert history(tmp_path) == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
+    assert client.attempts == {2}
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, adding(1.0))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(RunFolderError, match="holds a recording already"):
+        run(tmp_path, adding(1.0))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_all_clients_failing_names_the_first_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="out of luck"):
+        run(tmp_path, adding(1.0), {"min-clients": 1}, nodes=(13,))
+    entries = list(Recording(tmp_path / "recording").entries(status=None))
+    assert [entry.ok for entry in entries] == [False]
+
+
+def test_other_code_on_a_client_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(CodeMismatchError, match=r"client \d runs other code \(digest beef"):
+        run(tmp_path, adding(1.0, digest="beef" * 16))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategy": "nope"}, "no strategy 'nope'; installed: bulyan, fedadagrad"),
+        ({"strategy": "krum(x=1)"}, r"krum: no setting 'x'. Settings of krum: num_malicious"),
+        ({"strategy": "qfedavg"}, "needs 'client_learning_rate'"),
+        ({"strategy": "fedxgbbagging"}, "no strategy"),
+        ({"model": "nope"}, "no model 'nope'"),
+        ({"dataset": "nope"}, "no dataset 'nope'"),
+    ],
+)
+def test_unknown_components_are_refused_before_anything_is_recorded(
+    changes: dict[str, Scalar], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ComponentError, match=message):
+        run(tmp_path, adding(1.0), changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "fedadam",
+        "fedavgm(server_momentum=0.5)",
+        "fedmedian",
+        "fedprox(proximal_mu=0.1)",
+        "fedtrimmedavg(beta=0.3)",
+        "krum(num_malicious_nodes=1)",
+        "qfedavg(client_learning_rate=0.1)",
+    ],
+)
+def test_flower_strategies_run_by_name(strategy: str, tmp_path: Path) -> None:
+    run(tmp_path, adding(0.1), {"strategy": strategy}, nodes=(1, 2, 3, 4))
+    assert len(list(Recording(tmp_path / "recording").entries())) == 8
+
+
+def test_round_one_waits_for_the_wanted_clients() -> None:
+    grid = InProcessGrid(adding(1.0), [])
+    asked: list[int] = []
+
+    def connect_one_more() -> list[int]:
+        asked.append(len(asked))
+        return asked[:3]
+
+    grid.get_node_ids = connect_one_more  # type: ignore[method-assign]
+    server_app.await_clients(grid, 3)
+    assert len(asked) >= 3
