@@ -133,7 +133,7 @@ class ResultWriter:
         """
         if (folder / "config.json").exists():
             config = _same(folder, read_config(folder), config)
-        write_atomically(folder / "config.json", _config_bytes(config))
+        write_atomically([(folder / "config.json", _config_bytes(config))])
         return cls(folder, config)
 
     @property
@@ -155,19 +155,19 @@ class ResultWriter:
             self._mark(complete=False)
         last = max((int(path.stem) for path in _chunks(self._folder)), default=-1)
         stem = self._folder / "chunks" / f"{last + 1:06d}"
-        write_atomically(stem.with_suffix(".safetensors"), save(_tensors(reconstructions)))
+        write_atomically([(stem.with_suffix(".safetensors"), save(_tensors(reconstructions)))])
         write_atomically(
-            stem.with_suffix(".parquet"), _parquet(_table(rows, self._config.columns()))
+            [(stem.with_suffix(".parquet"), _parquet(_table(rows, self._config.columns())))]
         )
         self._done |= keys
 
     def finish(self) -> None:
         """Write ``targets.parquet`` and ``targets.csv`` and mark the analysis complete."""
         table = ResultSet(self._folder).table
-        write_atomically(self._folder / "targets.parquet", _parquet(table))
         text = io.BytesIO()
         pa_csv.write_csv(table, text)
-        write_atomically(self._folder / "targets.csv", text.getvalue())
+        exports = {"targets.parquet": _parquet(table), "targets.csv": text.getvalue()}
+        write_atomically((self._folder / name, data) for name, data in exports.items())
         self._mark(complete=True)
 
     def _check(
@@ -190,7 +190,7 @@ class ResultWriter:
 
     def _mark(self, *, complete: bool) -> None:
         self._config = self._config.model_copy(update={"complete": complete})
-        write_atomically(self._folder / "config.json", _config_bytes(self._config))
+        write_atomically([(self._folder / "config.json", _config_bytes(self._config))])
 
 
 class ResultSet:
@@ -312,11 +312,16 @@ def _null_if_nan(cell: Cell) -> Cell:
 
 
 def _tensors(reconstructions: Mapping[str, Reconstruction]) -> dict[str, Tensor]:
+    """Named tensors of their own: safetensors takes neither strided nor shared memory."""
     tensors = {}
     for key, result in reconstructions.items():
-        tensors[f"{key}.inputs"] = result.inputs.detach().to("cpu", torch.float32).clone()
-        tensors[f"{key}.labels"] = result.labels.detach().to("cpu", torch.int64).clone()
+        tensors[f"{key}.inputs"] = _own(result.inputs, torch.float32)
+        tensors[f"{key}.labels"] = _own(result.labels, torch.int64)
     return tensors
+
+
+def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to("cpu", dtype).clone(memory_format=torch.contiguous_format)
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import encode_png
 
 from fl_privacy.metrics.images import psnr_each
 from fl_privacy.metrics.matching import assign, pixels
@@ -48,8 +49,10 @@ class Strip:
 
 def png(image: Tensor) -> str:
     """An image ``[1 or 3, height, width]`` in [0, 1] as a ``data:`` address."""
-    content = encode_png((pixels(image) * 255).round().to(torch.uint8))
-    return "data:image/png;base64," + base64.b64encode(content.numpy().tobytes()).decode()
+    levels = (pixels(image) * 255).round().to(torch.uint8).movedim(0, -1).squeeze(-1)
+    content = io.BytesIO()
+    Image.fromarray(levels.numpy()).save(content, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
 
 
 def is_image(shape: Sequence[int]) -> bool:

@@ -48,7 +48,7 @@ def write_report(run: Path, *, pictures: int = 16) -> Path:
     """
     page = render(read_run(run), pictures=pictures)
     target = RunFolder(run).report
-    write_atomically(target, page.encode())
+    write_atomically([(target, page.encode())])
     return target
 
 

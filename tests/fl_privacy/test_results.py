@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow.csv
@@ -91,6 +92,21 @@ def test_round_trip(tmp_path: Path) -> None:
     assert read.reconstruction("ff") is None
 
 
+def test_targets_may_share_one_guess(tmp_path: Path) -> None:
+    guess = torch.rand(1, 1, 4, 4)
+    same = {
+        key: Reconstruction(
+            key, guess.expand(3, 1, 4, 4), torch.zeros(3).long(), Outcome("completed")
+        )
+        for key in ("0a", "0b")
+    }
+    ResultWriter.open(tmp_path, config()).write_chunk([row("0a"), row("0b")], same)
+    for key in same:
+        got = ResultSet(tmp_path).reconstruction(key)
+        assert got is not None
+        assert torch.equal(got.inputs, guess.expand(3, 1, 4, 4))
+
+
 def test_finish_exports_one_row_a_target(tmp_path: Path) -> None:
     write(tmp_path, ["0a", "0b"]).finish()
     parquet = pyarrow.parquet.read_table(tmp_path / "targets.parquet")
@@ -121,14 +137,15 @@ def test_a_killed_analysis_goes_on_after_its_last_whole_chunk(
     keys = ["0a", "0b", "0c"]
     left = writes_until_death
 
-    def dying(path: Path, data: bytes) -> None:
+    def dying(files: Iterable[tuple[Path, bytes]]) -> None:
         nonlocal left
-        left -= 1
-        if left == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_name(f"{path.name}.half").write_bytes(data[: len(data) // 2])
-            raise Killed
-        write_atomically(path, data)
+        for path, data in files:
+            left -= 1
+            if left == 0:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.with_name(f"{path.name}.half").write_bytes(data[: len(data) // 2])
+                raise Killed
+            write_atomically([(path, data)])
 
     monkeypatch.setattr("fl_privacy.results.write_atomically", dying)
     with pytest.raises(Killed):

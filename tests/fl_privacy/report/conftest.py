@@ -52,16 +52,16 @@ class SyntheticRun:
 
     path: Path
     targets: list[Target]
-    task: Task
+    audit: bool
 
     def add_results(
         self,
         name: str,
         guess: Callable[[int, Target], Tensor | str],
         *,
-        audited: bool = True,
         oracle: tuple[str, ...] = (),
         adversary: str = "",
+        defense: str | None = None,
     ) -> Path:
         """Write a result set; ``guess`` gives inputs, or the reason of a failure."""
         model = ThreatModel(labels="oracle" if oracle else "inferred")
@@ -88,7 +88,7 @@ class SyntheticRun:
                 "round": target.round,
                 "node": target.node,
                 "images": len(target.truth),
-                "defense": target.defense if audited else None,
+                "defense": target.defense if self.audit and defense is None else defense,
                 "labels": "oracle" if oracle else "inferred",
             }
             if isinstance(made, str):
@@ -97,23 +97,12 @@ class SyntheticRun:
             result = Reconstruction(
                 target.key, made, target.truth.labels, Outcome("completed"), 0.01, 0.5
             )
-            if audited:
+            if self.audit:
                 row |= {n: float(m.score([result], [target.truth])[0]) for n, m in METRICS.items()}
             row |= {"status": "completed", "message": "", "loss": 0.01, "seconds": 0.5}
             writer.write_chunk([row], {target.key: result})
         writer.finish()
         return folder
-
-
-def near(i: int, target: Target) -> Tensor:
-    """The truth with some noise; with much of it where a defense is named."""
-    noise = torch.randn(target.truth.inputs.shape, generator=torch.Generator().manual_seed(i))
-    return target.truth.inputs + (0.5 if target.defense else 0.06) * noise
-
-
-def gray(i: int, target: Target) -> Tensor:
-    """A guess that looks at nothing."""
-    return torch.full_like(target.truth.inputs, 0.4)
 
 
 @pytest.fixture
@@ -131,13 +120,14 @@ def synthetic_run(tmp_path: Path) -> Callable[..., SyntheticRun]:
         lost: str = "",
         data: Samples | None = None,
         task: Task | None = None,
+        model: str = "mlp",
     ) -> SyntheticRun:
         folder = RunFolder(tmp_path / "run")
         samples = data or Digits().load("test", torch.arange(64))
         task = task or Digits().task()
         manifest = Manifest(
             created="2026-01-01T00:00:00+00:00",
-            model="mlp",
+            model=model,
             dataset="digits",
             task=task,
             local_training=LocalTraining(lr=0.1, batch_size=batch),
@@ -185,6 +175,6 @@ def synthetic_run(tmp_path: Path) -> Callable[..., SyntheticRun]:
                 writer.end_round(r)
         history = [{"round": r, "accuracy": 0.1 + 0.1 * r, "n": 360} for r in range(rounds + 1)]
         folder.history.write_text("".join(json.dumps(line) + "\n" for line in history))
-        return SyntheticRun(folder.path, targets, task)
+        return SyntheticRun(folder.path, targets, audit)
 
     return make

@@ -1,0 +1,257 @@
+"""The page: what it says, for every state a run folder can be in."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import stat
+from collections.abc import Callable
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fl_privacy.report import ReportError, write_report
+from fl_privacy.results import ResultConfig
+from fl_privacy.types import Samples, Task
+
+EVIL = "<script>alert(1)</script>\"'&$x$"
+MakeRun = Callable[..., Any]
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self.html = html
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def values(self, tag: str, name: str) -> list[str]:
+        return [v for t, n, v in self.attributes if (t, n) == (tag, name)]
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+
+def read(run: Path, **options: int) -> Page:
+    return Page(write_report(run, **options).read_text(encoding="utf-8"))
+
+
+def exact(i: int, target: Any) -> Tensor:
+    inputs: Tensor = target.truth.inputs
+    return inputs
+
+
+def near(i: int, target: Any) -> Tensor:
+    noise = torch.randn(target.truth.inputs.shape, generator=torch.Generator().manual_seed(i))
+    inputs: Tensor = target.truth.inputs + (0.5 if target.defense else 0.05) * noise
+    return inputs
+
+
+def gray(i: int, target: Any) -> Tensor:
+    return torch.full_like(target.truth.inputs, 0.4)
+
+
+def test_headline_tables_and_pictures_of_a_defended_audit(synthetic_run: MakeRun) -> None:
+    run = synthetic_run(clients=4, rounds=2)
+    run.add_results("gradient_similarity", near)
+    run.add_results("baseline", gray)
+    page = read(run.path)
+    assert "The updates leaked: +" in page.words
+    assert "clients defended by gaussian_noise(scale=0.1)" in page.words
+    assert "The attacked batches hold one image each" in page.words
+    assert "Labels were inferred, not given." in page.words
+    assert "ORACLE" not in page.words
+    assert "4 of 4" in page.words
+    assert len(page.values("img", "src")) == 8 * 3
+    assert all(v.startswith("data:image/png;base64,") for v in page.values("img", "src"))
+    assert all(page.values("img", "alt"))
+
+
+def test_asks_no_other_host_and_runs_no_script(synthetic_run: MakeRun) -> None:
+    run = synthetic_run()
+    run.add_results("gradient_similarity", near)
+    page = read(run.path)
+    (policy,) = [v for v in page.values("meta", "content") if "default-src" in v]
+    assert "default-src 'none'" in policy
+    assert not {"script", "iframe", "object", "embed", "form"} & set(page.tags)
+    for _, name, value in page.attributes:
+        if name in {"src", "href", "xlink:href", "action", "srcset"}:
+            assert value.startswith(("data:", "#"))
+        assert not name.startswith("on")
+    assert not re.findall(r"@import|url\((?!#)", page.html)
+
+
+def test_hostile_strings_are_text(synthetic_run: MakeRun) -> None:
+    data = Samples(torch.rand(8, 1, 8, 8), torch.zeros(8, dtype=torch.int64))
+    task = Task(input_shape=(1, 8, 8), classes=2, mean=(0.5,), std=(0.5,), class_names=(EVIL, "b"))
+    run = synthetic_run(audit=False, node=EVIL + "{}", lost=EVIL, data=data, task=task, model=EVIL)
+    run.add_results("evil", near, adversary=EVIL)
+    run.add_results("worse", lambda i, target: EVIL, defense=EVIL)
+    run.add_results("scored", near, defense=EVIL)
+    page = read(run.path)
+    assert "script" not in page.tags
+    assert page.html.lower().count("<script") == 0
+    assert page.text.count("<script>alert(1)</script>") > 8
+    assert all("<script" not in v or EVIL in v for _, _, v in page.attributes)
+
+
+def test_an_oracle_is_marked_loudly_everywhere_it_scored(synthetic_run: MakeRun) -> None:
+    run = synthetic_run()
+    run.add_results("analytic", exact, oracle=("labels",))
+    run.add_results("baseline", gray)
+    page = read(run.path)
+    assert "ORACLE: at least one adversary was told the true labels" in page.words
+    assert "It was told the true labels (an oracle, no real server)." in page.words
+    assert "ORACLE: told the true labels" in page.words
+    attacks = page.values("figure", "class").count("attack")
+    assert page.text.count("ORACLE") - page.text.count("ORACLE:") == attacks == 8
+
+
+def test_the_headline_prefers_an_attack_without_an_oracle(synthetic_run: MakeRun) -> None:
+    run = synthetic_run()
+    run.add_results("analytic", exact, oracle=("labels",))
+    run.add_results("gradient_similarity", near)
+    page = read(run.path)
+    assert "the server (gradient_similarity, the only attack without an oracle)" in page.words
+
+
+def test_pictures_are_the_first_by_key_whatever_they_scored(synthetic_run: MakeRun) -> None:
+    run = synthetic_run(clients=6, rounds=2, defense="")
+    run.add_results("gradient_similarity", near)
+    good = read(run.path, pictures=3)
+    kept = [v for v in good.values("img", "alt") if v.startswith("truth")]
+    first = sorted(run.targets, key=lambda target: target.key)[:3]
+    assert kept == [f"truth, class {int(target.truth.labels[0])}" for target in first]
+    for folder in (run.path / "results").iterdir():
+        for path in sorted(folder.rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        folder.rmdir()
+    run.add_results("gradient_similarity", gray)
+    bad = read(run.path, pictures=3)
+    assert [v for v in bad.values("img", "alt") if v.startswith("truth")] == kept
+    assert "the first 3 images of each group in the order of the targets" in bad.words
+
+
+def test_batches_are_shown_as_they_are_matched(synthetic_run: MakeRun) -> None:
+    run = synthetic_run(clients=1, rounds=1, batch=4, defense="")
+    run.add_results("gradient_similarity", lambda i, t: t.truth.inputs.flip(0))
+    page = read(run.path)
+    sources = page.values("img", "src")
+    assert len(sources) == 8
+    assert sources[0::2] == sources[1::2]
+    assert "The attacked batches hold 4 images each." in page.words
+
+
+def test_no_results_yet(synthetic_run: MakeRun) -> None:
+    page = read(synthetic_run().path)
+    assert "No adversary has attacked this recording yet" in page.words
+    assert "Test accuracy of the global model by round: 30.0 % [" in page.words
+    assert "img" not in page.tags
+
+
+def test_without_truth_it_says_why_nothing_is_scored(synthetic_run: MakeRun) -> None:
+    run = synthetic_run(audit=False)
+    run.add_results("gradient_similarity", near)
+    page = read(run.path)
+    assert "it was no audit" in page.words
+    assert "Defense unknown" in page.words
+    assert "0 of 8" in page.words
+    assert "nan" not in page.words.lower().split()
+    assert len(page.values("img", "src")) == 8
+
+
+def test_failures_only(synthetic_run: MakeRun) -> None:
+    run = synthetic_run(lost="MemoryError")
+    run.add_results("analytic", lambda i, t: "the first layer has no bias; try another attack")
+    page = read(run.path)
+    assert "every target failed, for the reasons below" in page.words
+    assert "the first layer has no bias; try another attack" in page.words
+    assert "error: MemoryError" in page.words
+    assert "8 updates, 2 lost" in page.words
+
+
+def test_interrupted_analyses_are_named(synthetic_run: MakeRun) -> None:
+    run = synthetic_run()
+    folder = run.add_results("gradient_similarity", near)
+    config = ResultConfig.model_validate_json((folder / "config.json").read_text())
+    open_end = config.model_copy(update={"complete": False})
+    (folder / "config.json").write_text(open_end.model_dump_json())
+    page = read(run.path)
+    assert "The analysis by gradient_similarity was interrupted after 8 targets" in page.words
+
+
+def test_no_baseline_is_said(synthetic_run: MakeRun) -> None:
+    run = synthetic_run()
+    run.add_results("gradient_similarity", near)
+    assert "No baseline was scored on them" in read(run.path).words
+
+
+def test_inputs_that_are_no_images_are_named(synthetic_run: MakeRun) -> None:
+    data = Samples(torch.rand(8, 1, 30), torch.zeros(8, dtype=torch.int64))
+    task = Task(input_shape=(1, 30), classes=2, mean=(0.5,), std=(0.5,))
+    run = synthetic_run(data=data, task=task)
+    run.add_results("gradient_similarity", near)
+    page = read(run.path)
+    assert "inputs of 1 x 30 are not images" in page.words
+    assert "img" not in page.tags
+
+
+def test_the_page_is_private_and_repeatable(synthetic_run: MakeRun) -> None:
+    run = synthetic_run()
+    run.add_results("gradient_similarity", near)
+    path = write_report(run.path)
+    assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
+
+    def undated(text: str) -> str:
+        return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "", text)
+
+    assert undated(path.read_text()) == undated(write_report(run.path).read_text())
+
+
+def test_commands_repeat_the_analysis(synthetic_run: MakeRun) -> None:
+    run = synthetic_run(clients=2, rounds=3)
+    run.targets = [target for target in run.targets if target.round == 2]
+    run.add_results("gradient_similarity", near, adversary="gradient_similarity(tv=0.05)")
+    run.add_results("analytic", near, oracle=("labels",))
+    page = read(run.path)
+    block = unescape(re.findall(r"<pre>(.*?)</pre>", page.html, re.DOTALL)[0])
+    first, second, third, last = [shlex.split(line) for line in block.strip().splitlines()]
+    assert first[-2:] == [">", "threat-model-1.toml"]
+    assert 'labels = "oracle"' in first
+    assert second[3:5] == ["--adversary", "analytic"]
+    assert third[3:5] == ["--adversary", "gradient_similarity(tv=0.05)"]
+    assert third[third.index("--rounds") + 1] == "2"
+    assert "--targets" not in third
+    assert last == ["fl-privacy", "report", str(run.path)]
+
+
+def test_history_of_a_killed_run_loses_its_torn_line_only(synthetic_run: MakeRun) -> None:
+    run = synthetic_run()
+    path = run.path / "history.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"round": 9, "accu')
+    assert "after round 2" in read(run.path).words
+    path.write_text('{"round": 0}\n' + whole)
+    with pytest.raises(ReportError, match=r"history\.jsonl: expected lines such as"):
+        write_report(run.path)
+    path.write_text(json.dumps({"round": 0, "accuracy": 1.5, "n": 3}) + "\n")
+    with pytest.raises(ReportError, match=r"history\.jsonl"):
+        write_report(run.path)
