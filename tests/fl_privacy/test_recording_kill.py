@@ -9,13 +9,15 @@ from pathlib import Path
 KILLS = 50
 
 # Forks a warm process, because importing torch 50 times would take minutes. The child
-# acknowledges each reply on a pipe after `append` has returned.
+# acknowledges each reply on a pipe after `extend` has returned; odd attempts write whole
+# rounds, as the strategy does, even ones single replies.
 DRIVER = """
 import os, random, signal, sys, time
 from pathlib import Path
 import numpy as np
-from fl_privacy.recording import Manifest, Recording, RecordingError, RecordingWriter
+from fl_privacy.recording import Manifest, Recording, RecordingWriter, Reply
 
+GROUP = 4
 location, kills = Path(sys.argv[1]), int(sys.argv[2])
 manifest = Manifest(created="2025-01-01T00:00:00Z")
 
@@ -24,11 +26,17 @@ def arrays_of(value):
 
 def work(pipe):
     with RecordingWriter.open(location, manifest, resume=True) as writer:
-        for i in range(10_000):
-            _, sent = writer.put_global(arrays_of(i // 4))
-            writer.append(round=i // 4 + 1, node=str(i % 4), arrays=arrays_of(i), num_examples=i,
-                          global_digest=sent)
-            os.write(pipe, writer.attempt.to_bytes(4, "big"))
+        for round in range(1, 10_000):
+            _, sent = writer.put_global(arrays_of(round))
+            numbers = range(GROUP * (round - 1), GROUP * round)
+            replies = [Reply(round, str(i), arrays_of(i), i, sent) for i in numbers]
+            if writer.attempt % 2:
+                writer.extend(replies)
+                os.write(pipe, writer.attempt.to_bytes(4, "big") * GROUP)
+            else:
+                for reply in replies:
+                    writer.extend([reply])
+                    os.write(pipe, writer.attempt.to_bytes(4, "big"))
 
 rng = random.Random(11)
 listed, acknowledged = 0, {}
@@ -58,7 +66,7 @@ for kill in range(kills):
     listed = len(entries)
     for attempt, n in acknowledged.items():
         mine = [e for e in entries if e.attempt == attempt]
-        assert n <= len(mine) <= n + 1, (attempt, n, len(mine))
+        assert n <= len(mine) <= n + GROUP, (attempt, n, len(mine))
 
 with RecordingWriter.open(location, manifest, resume=True) as writer:
     pass
@@ -66,7 +74,7 @@ recording = Recording(location)
 for entry in recording.entries(status=None):
     returned, sent = recording.returned(entry), recording.sent(entry)
     i = entry.num_examples
-    assert (returned["w"] == i).all() and (sent["w"] == i // 4).all() and entry.n == i
+    assert (returned["w"] == i).all() and (sent["w"] == entry.round).all() and entry.n == i
 stored = {str(p.relative_to(location)) for p in location.glob("updates/*/*/*")}
 assert stored == {e.file for e in recording.entries()}, "an intact update was not adopted"
 print(listed, len(acknowledged))
