@@ -14,6 +14,7 @@ from torch import Tensor
 from fl_privacy.protocols import Progress, silent
 from fl_privacy.recording_format import (
     FORMAT_VERSION,
+    LINES_PER_SEGMENT,
     MANIFEST,
     Entry,
     Manifest,
@@ -141,7 +142,8 @@ class Recording:
         sha = entry.global_digest
         if sha not in self._schema_of_global:
             path = _global_path(entry)
-            self._schema_of_global[sha] = self._metadata(path).get("schema", "")
+            metadata, _ = _header(self._store.where(path), self._intact(path, sha))
+            self._schema_of_global[sha] = metadata["schema"]
         return self.schema(self._schema_of_global[sha])
 
     def sent(self, entry: Entry) -> Tensors:
@@ -165,17 +167,19 @@ class Recording:
     def verify(self, progress: Progress = silent) -> list[str]:
         """Read everything and list what is wrong; each line names the file."""
         problems: list[str] = []
-        entries: list[Entry] = []
+        checked: set[str] = set()
         names = self._store.names("index")
-        for name in names:
+        for number, name in enumerate(names, start=1):
             try:
-                entries += read_segment(self._store, name, last=name == names[-1])
+                entries = read_segment(self._store, name, last=number == len(names))
             except RecordingError as error:
                 problems.append(str(error))
-        checked: set[str] = set()
-        for done, entry in enumerate(entries, start=1):
-            problems += self._problems(entry, checked)
-            progress(done, len(entries))
+                continue
+            done = (number - 1) * LINES_PER_SEGMENT
+            total = done + len(entries) if number == len(names) else len(names) * LINES_PER_SEGMENT
+            for i, entry in enumerate(entries, start=1):
+                problems += self._problems(entry, checked)
+                progress(done + i, total)
         return problems
 
     def _problems(self, entry: Entry, checked: set[str]) -> Iterator[str]:
@@ -210,16 +214,6 @@ class Recording:
                 f"or changed); restore the file or leave it out"
             )
         return data
-
-    def _metadata(self, path: str) -> dict[str, str]:
-        where = self._store.where(path)
-        if not isinstance(self._store, LocalStore):
-            return _header(where, self._store.read(path))[0]
-        try:
-            with safetensors.safe_open(where, framework="np") as file:
-                return dict(file.metadata() or {})
-        except (OSError, safetensors.SafetensorError) as error:
-            raise RecordingError(f"{where}: {error}") from error
 
     def _tensors(self, path: str, sha: str, schema: Schema) -> LazyTensors:
         keys = {name: f"t{i}" for i, name in enumerate(schema.names)}

@@ -23,7 +23,8 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import nn
 
-from fl_privacy.recording import Manifest, RecordingWriter
+from fl_privacy.recording import Manifest, Recording, RecordingWriter
+from fl_privacy.recording_format import LINES_PER_SEGMENT
 from strategies.recording import RecordingStrategy
 from tests.strategies.in_process_grid import Client, InProcessGrid
 
@@ -87,6 +88,20 @@ def seconds_per_reply(folder: Path, replies: int = 200) -> float:
     return statistics.median(times)
 
 
+def seconds_to_open(folder: Path, lines: int = 100_000) -> float:
+    """Wall time to open a recording with that many index lines and filter one round."""
+    with RecordingWriter.open(folder, MANIFEST) as writer:
+        arrays = {name: tensor.numpy() for name, tensor in lenet().state_dict().items()}
+        _, sent = writer.put_global(arrays)
+        writer.append(round=1, node=str(2**63), arrays=arrays, num_examples=1, global_digest=sent)
+    line = (folder / "index/000000.jsonl").read_bytes()
+    for segment in range(lines // LINES_PER_SEGMENT):
+        (folder / f"index/{segment:06d}.jsonl").write_bytes(line * LINES_PER_SEGMENT)
+    started = time.perf_counter()
+    assert sum(1 for _ in Recording(folder).entries(rounds={2})) == 0
+    return time.perf_counter() - started
+
+
 def compare(folder: Path, client: Client, rounds: int) -> tuple[float, float]:
     """Median seconds of a round without and with recording, alternating in one process."""
     plain, recorded = [], []
@@ -114,6 +129,7 @@ def peak_megabytes(folder: Path, rounds: int) -> float:
 def report(folder: Path, rounds: int) -> None:
     """Print every figure."""
     print(f"one LeNet reply: {seconds_per_reply(folder / 'replies') * 1e3:.2f} ms")  # noqa: T201
+    print(f"100,000 index lines: {seconds_to_open(folder / 'lines'):.2f} s")  # noqa: T201
     for name, samples, batch in (
         ("FedSGD, 1 sample", 1, 1),
         ("FedAvg, 200 samples, B 32", 200, 32),

@@ -9,12 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common import (
+    Code,
+    FitIns,
+    FitRes,
+    Status,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays,
+)
+from flwr.compat.common.recorddict_compat import fitres_to_recorddict, recorddict_to_fitins
+from flwr.server.compat.grid_client_proxy import GridClientProxy
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from fl_privacy.recording import Manifest, Recording, RecordingWriter, match_names
-from strategies.grid import RecordingGrid, is_training, round_of
 from fl_privacy.rounds import parse_rounds
+from strategies.grid import RecordingGrid, is_training, round_of
 from strategies.recorder import num_examples_of
 from tests.strategies.in_process_grid import ClientError, InProcessGrid
 
@@ -30,15 +40,10 @@ def legacy_client(content: RecordDict, node: int) -> RecordDict:
     """What Flower makes of a NumPyClient's reply: arrays without names."""
     if node == 13:
         raise ClientError("out of memory")
-    sent = content.array_records["fitins.parameters"]
-    arrays = {k: Array("", (), v.stype, Array(v.numpy() + node).data) for k, v in sent.items()}
-    return RecordDict(
-        {
-            "fitres.parameters": ArrayRecord(arrays),
-            "fitres.num_examples": MetricRecord({"num_examples": 5}),
-            "fitres.metrics": ConfigRecord(),
-        }
-    )
+    ins = recorddict_to_fitins(content, keep_input=True)
+    arrays = [array + node for array in parameters_to_ndarrays(ins.parameters)]
+    result = FitRes(Status(Code.OK, ""), ndarrays_to_parameters(arrays), 5, {})
+    return fitres_to_recorddict(result, keep_input=True)
 
 
 def legacy_message(grid: RecordingGrid, node: int, group: str = "2") -> Message:
@@ -74,6 +79,24 @@ def test_a_legacy_app_sends_to_each_client_from_a_pool(tmp_path: Path) -> None:
         assert np.array_equal(recording.returned(entry)["0"].numpy(), WEIGHTS + int(entry.node))
     names = match_names(nn.Linear(3, 2).state_dict(), recording.sent_schema(entries[0]))
     assert names == {"0": "weight", "1": "bias"}
+    assert recording.verify() == []
+
+
+def test_flowers_own_legacy_proxy_is_recorded(tmp_path: Path) -> None:
+    """The path of a legacy ServerApp: parameters are popped from the reply once it is read."""
+    parameters = ndarrays_to_parameters([WEIGHTS, np.zeros(2, dtype=np.float32)])
+    with writer_at(tmp_path) as writer:
+        grid = RecordingGrid(InProcessGrid(legacy_client, NODES), writer)
+        for node in (11, 12):
+            proxy = GridClientProxy(node, grid, run_id=1)
+            result = proxy.fit(FitIns(parameters, {}), timeout=10.0, group_id=3)
+            assert np.array_equal(parameters_to_ndarrays(result.parameters)[0], WEIGHTS + node)
+    recording = Recording(tmp_path / "recording")
+    entries = list(recording.entries(rounds={3}))
+    assert [e.node for e in entries] == ["11", "12"]
+    for entry in entries:
+        assert np.array_equal(recording.sent(entry)["0"].numpy(), WEIGHTS)
+        assert np.array_equal(recording.returned(entry)["0"].numpy(), WEIGHTS + int(entry.node))
     assert recording.verify() == []
 
 
