@@ -27,6 +27,7 @@ from fl_privacy.recording import (
     Recording,
     RecordingError,
     RecordingWriter,
+    Reply,
     Schema,
     check_fits,
     match_names,
@@ -138,7 +139,7 @@ def any_array(draw: st.DrawFn) -> np.ndarray:
     return draw(st.sampled_from(layouts))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(names=NAMES, data=st.data())
 def test_any_arrays_and_names_survive_bit_for_bit(names: list[str], data: st.DataObject) -> None:
     arrays = {name: data.draw(any_array()) for name in names}
@@ -166,6 +167,17 @@ def test_a_dtype_without_a_place_is_refused_before_anything_is_stored(tmp_path: 
     assert not (tmp_path / "r/globals").exists()
 
 
+def test_a_group_with_a_reply_that_cannot_be_stored_lists_nothing(location: str) -> None:
+    good = Reply(1, "7", WEIGHTS, 1, "")
+    with RecordingWriter.open(location, MANIFEST) as writer:
+        with pytest.raises(RecordingError, match="complex128"):
+            writer.extend([good, Reply(1, "8", {"x": np.zeros(1, dtype=complex)}, 1, "")])
+        assert list(Recording(location).entries(status=None)) == []
+        writer.extend([good, good])
+    assert [e.n for e in Recording(location).entries()] == [0, 1]
+    assert Recording(location).verify() == []
+
+
 def test_failures_are_listed_and_every_line_keeps_its_limit(tmp_path: Path) -> None:
     with RecordingWriter.open(tmp_path / "r", MANIFEST) as writer:
         for status in ("error: x", "error: " + 'é\n"\\' * 400, "error: \ud800", "error: 中" * 99):
@@ -183,8 +195,9 @@ def test_failures_are_listed_and_every_line_keeps_its_limit(tmp_path: Path) -> N
 
 def test_segments_hold_a_thousand_lines(location: str) -> None:
     with RecordingWriter.open(location, MANIFEST) as writer:
-        for _ in range(2100):
-            failure(writer)
+        lost = Reply(1, "7", None, None, "", status="error: lost")
+        for _ in range(3):
+            assert len(writer.extend([lost] * 700)) == 700
     filesystem, root = fsspec.core.url_to_fs(location)
     segments = sorted(filesystem.ls(f"{root}/index", detail=False))
     assert [s.rsplit("/")[-1] for s in segments] == ["000000.jsonl", "000001.jsonl", "000002.jsonl"]
@@ -192,7 +205,8 @@ def test_segments_hold_a_thousand_lines(location: str) -> None:
     with RecordingWriter.open(location, MANIFEST, resume=True) as writer:
         failure(writer)
     assert filesystem.cat_file(segments[-1]).count(b"\n") == 101
-    assert [e.attempt for e in Recording(location).entries(status=None)] == [1] * 2100 + [2]
+    entries = list(Recording(location).entries(status=None))
+    assert [(e.attempt, e.n) for e in entries] == [*((1, n) for n in range(2100)), (2, 0)]
 
 
 def test_only_the_owner_may_read(tmp_path: Path) -> None:
