@@ -28,7 +28,7 @@ FLAGS = (
 VISIBLE = """
 return [...document.images].map(image => {
   const box = image.getBoundingClientRect();
-  return [image.naturalWidth, box.width, box.height, image.checkVisibility()];
+  return [image.naturalWidth, box.width, box.height, image.checkVisibility({opacityProperty: true, visibilityProperty: true})];
 });
 """
 WIDTHS = """
