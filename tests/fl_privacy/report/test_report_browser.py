@@ -26,9 +26,10 @@ FLAGS = (
     "--disable-sync",
 )
 VISIBLE = """
+const strict = {opacityProperty: true, visibilityProperty: true};
 return [...document.images].map(image => {
   const box = image.getBoundingClientRect();
-  return [image.naturalWidth, box.width, box.height, image.checkVisibility({opacityProperty: true, visibilityProperty: true})];
+  return [image.naturalWidth, box.width, box.height, image.checkVisibility(strict)];
 });
 """
 WIDTHS = """
