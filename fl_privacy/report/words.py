@@ -51,7 +51,7 @@ def metric_name(name: str) -> str:
 
 def plain(name: str) -> str:
     """A component's name as words, which can be broken over lines."""
-    return name.replace("_", " ")
+    return name.replace("_", " ").replace("(", " (")
 
 
 def count(n: int, noun: str, plural: str = "") -> str:
