@@ -250,9 +250,10 @@ def test_updates_that_are_no_gradient_fail_with_the_reason_and_spare_the_others(
 
 def test_a_diverged_target_says_so_and_stays_in_the_pixel_range() -> None:
     observations, _ = toy_observations(1)
-    attack = GradientSimilarity(iterations=3, tv=3e38, boxed=False)
-    (result,) = attack.attack(observations, seed=0, device=CPU)
-    assert isinstance(result, Reconstruction)
+    attack, chunk = batch_of(observations)
+    batch = make_batch(chunk, width=1, restarts=1, device=CPU)
+    nowhere = torch.full((1, 1, *TASK.input_shape), torch.nan)
+    (result,) = attack.select(batch, chunk.targets, nowhere, torch.tensor([torch.nan]))
     assert result.outcome.status == "diverged"
     assert "smaller lr" in result.outcome.message
     assert 0 <= result.inputs.min() <= result.inputs.max() <= 1
