@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -41,19 +43,21 @@ def attack(
 
 
 def scores(results: Sequence[ResultSet]) -> Table:
-    """Mean and 95 % interval of every metric, a row for each adversary and defense."""
-    metrics = results[0].config.metrics
-    table = Table("adversary", "defense", "targets", "ok")
-    for metric in metrics:
-        table.add_column(f"{metric.name} ({metric.unit})", justify="right")
+    """Mean and 95 % interval of every metric: a column for each adversary, defenses below."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("score")
     for result in results:
-        rows = result.rows()
-        for defense in sorted({row["defense"] or "" for row in rows}):
-            group = [row for row in rows if (row["defense"] or "") == defense]
-            done = sum(row["status"] == "completed" for row in group)
-            cells = [interval([row[metric.name] for row in group]) for metric in metrics]
-            name = result.config.adversary
-            table.add_row(name, defense or "none", str(len(group)), str(done), *cells)
+        table.add_column(result.config.adversary.replace("_", " "), justify="right")
+    groups = sorted({row["defense"] or "" for result in results for row in result.rows()})
+    for defense in groups:
+        held = [[r for r in result.rows() if (r["defense"] or "") == defense] for result in results]
+        count = max(len(rows) for rows in held)
+        title = f"[bold]{escape(defense) or 'undefended'}[/], {count} targets"
+        table.add_row(title)
+        for metric in results[0].config.metrics:
+            cells = [interval([row[metric.name] for row in rows]) for rows in held]
+            table.add_row(f"  {metric.name}, {metric.unit}", *cells)
+        table.add_section()
     return table
 
 
@@ -63,7 +67,7 @@ def interval(values: Sequence[float | None]) -> str:
     if not known:
         return "-"
     mean = mean_interval(known)
-    return f"{mean.mean:.2f} [{mean.low:.2f}, {mean.high:.2f}]"
+    return escape(f"{mean.mean:.3g} [{mean.low:.3g}, {mean.high:.3g}]")
 
 
 def failures(result: ResultSet) -> Mapping[str, int]:
@@ -84,7 +88,8 @@ def read_threat_model(path: Path | None) -> ThreatModel:
 
 def read_task(path: Path) -> Task:
     """The task (input shape, classes, mean, std) in a TOML file."""
-    return _read(path, Task)
+    task: Task = _read(path, Task)
+    return task
 
 
 def _read(path: Path, kind: Any) -> Any:

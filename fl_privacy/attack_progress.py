@@ -46,3 +46,5 @@ def attack_progress(name: str) -> Iterator[Progress]:
             bar.update(task, completed=done, total=total, loss=text)
 
         yield show
+        total = bar.tasks[0].total or 1
+        bar.update(task, completed=total, total=total)

@@ -327,11 +327,13 @@ fl-privacy demo
 fl-privacy demo --out runs/my-demo"""
 )
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Run folder to write.", show_default="runs/demo, -2, ..."),
+    ] = None,
 ) -> None:
     """Simulate, attack and report in one go: half of the clients defend themselves with noise."""
-    from fl_privacy.demo import run_demo
+    from fl_privacy.demo import first_free, run_demo
 
-    typer.echo(f"Report: {run_demo(out.absolute(), echo=typer.echo)}")
+    folder = (out or first_free(Path("runs/demo"))).absolute()
+    typer.echo(f"Report: {run_demo(folder, echo=typer.echo)}")

@@ -35,6 +35,16 @@ ADVERSARIES = ("gradient_similarity", "gradient_similarity(tv=0.05)")
 """As published, and with the image prior that an adversary takes who expects noise."""
 
 
+def first_free(folder: Path) -> Path:
+    """``folder``, or ``folder-2``, ``folder-3``, ... when it is taken."""
+    count = 1
+    free = folder
+    while free.exists():
+        count += 1
+        free = folder.with_name(f"{folder.name}-{count}")
+    return free
+
+
 def run_demo(out: Path, *, echo: Callable[[str], None]) -> Path:
     """Run the demo into ``out``; returns the report. Prints the command behind each step."""
     echo(f"$ {simulate_command(out)}")

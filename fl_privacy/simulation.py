@@ -17,8 +17,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fl_privacy.code_digest import PACKAGES
-from fl_privacy.component import VERSION, create, create_all
+from fl_privacy.component import VERSION, ComponentError, create, create_all
 from fl_privacy.run_folder import writable_run_folder
 from fl_privacy.settings import RunSettings, Scalar, parse_settings
 from fl_privacy.superlink import CONNECTION, SimulationError, SuperLink, private_superlink
@@ -27,6 +29,8 @@ from strategies.flower import flower_strategy
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _ROUND = re.compile(r"\[ROUND (\d+)/(\d+)\]")
 _STARTED = re.compile(r"started run (\d+)")
+_CRASH = re.compile(r"^ERROR.*An exception occur+ed ?!! (.+)", re.MULTILINE)
+_RAY_ERROR = re.compile(r"<class 'ray\.exceptions.*?Message: (.*?)'>", re.DOTALL)
 
 
 def simulate(
@@ -49,6 +53,7 @@ def simulate(
     each line of Flower's log, which also goes to ``simulation.log`` in the run folder.
 
     Raises:
+        ComponentError: a setting is wrong, or a client wants more than there is.
         RunFolderError: ``out`` cannot be used.
         SimulationError: the run did not complete; the message says why.
     """
@@ -56,6 +61,7 @@ def simulate(
     if app is None:
         config = {"min-clients": clients, **config}
         prepare(parse_settings(config))
+    check_resources(client_cpus, client_gpus, total_cpus, total_gpus)
     folder = writable_run_folder(out, resume=bool(config.get("resume", False)))
     resources = {
         "num-supernodes": clients,
@@ -96,6 +102,23 @@ def check_ray_address(address: str) -> None:
             f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): unset RAY_ADDRESS to "
             f"start a private one, or start that cluster"
         ) from None
+
+
+def check_resources(
+    client_cpus: int, client_gpus: float, total_cpus: int | None, total_gpus: int | None
+) -> None:
+    """Refuse clients of which not even one fits; a Ray cluster (RAY_ADDRESS) knows for itself.
+
+    Raises:
+        ComponentError: naming what a client wants and what there is.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    cpus = total_cpus if total_cpus is not None else os.cpu_count() or 1
+    gpus = total_gpus if total_gpus is not None else torch.cuda.device_count()
+    for wanted, there, what in ((client_cpus, cpus, "cores"), (client_gpus, gpus, "GPUs")):
+        if wanted > there:
+            raise ComponentError(f"each client wants {wanted} {what}, there are {there}; ask less")
 
 
 def prepare(settings: RunSettings) -> None:
@@ -180,7 +203,15 @@ def _require_completed(link: SuperLink, run_id: str, log_file: Path) -> None:
             f"cannot tell how the run ended, its SuperLink said: {answer.strip()}; log: {log_file}"
         ) from None
     if run["status"] != "finished:completed":
-        raise SimulationError(f"{run['status']}: {run['status-details']}; log: {log_file}")
+        crash = _CRASH.search(log_file.read_text(encoding="utf-8"))
+        details = crash[1] if crash else _plain(run["status-details"])
+        raise SimulationError(f"{details} (the run {run['status']}; log: {log_file})")
+
+
+def _plain(details: str) -> str:
+    """Why a run failed, each reason once and without the tracebacks that Ray puts around it."""
+    text = _RAY_ERROR.sub(r"\1", details.removeprefix("Simulation failed with exception: "))
+    return "; ".join(dict.fromkeys(text.split("; ")))
 
 
 def _toml(values: Mapping[str, Scalar | None]) -> str:
