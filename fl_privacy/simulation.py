@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -17,14 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fl_privacy.code_digest import PACKAGES
-from fl_privacy.component import VERSION, ComponentError, create, create_all
+from fl_privacy.component import VERSION
+from fl_privacy.preflight import check_ray_address, check_resources, prepare
 from fl_privacy.run_folder import writable_run_folder
 from fl_privacy.settings import RunSettings, Scalar, parse_settings
 from fl_privacy.superlink import CONNECTION, SimulationError, SuperLink, private_superlink
-from strategies.flower import flower_strategy
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _ROUND = re.compile(r"\[ROUND (\d+)/(\d+)\]")
@@ -84,57 +81,6 @@ def round_of(line: str) -> tuple[int, int] | None:
     """The round that a line of Flower's log announces, and how many there will be."""
     match = _ROUND.search(line)
     return (int(match[1]), int(match[2])) if match else None
-
-
-def check_ray_address(address: str) -> None:
-    """Refuse a Ray cluster that does not answer; Flower would wait for it for ever.
-
-    Raises:
-        SimulationError: ``address`` (host:port) cannot be connected to.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not address or address in ("auto", "local"):
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError) as error:
-        raise SimulationError(
-            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): unset RAY_ADDRESS to "
-            f"start a private one, or start that cluster"
-        ) from None
-
-
-def check_resources(
-    client_cpus: int, client_gpus: float, total_cpus: int | None, total_gpus: int | None
-) -> None:
-    """Refuse clients of which not even one fits; a Ray cluster (RAY_ADDRESS) knows for itself.
-
-    Raises:
-        ComponentError: naming what a client wants and what there is.
-    """
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    cpus = total_cpus if total_cpus is not None else os.cpu_count() or 1
-    gpus = total_gpus if total_gpus is not None else torch.cuda.device_count()
-    for wanted, there, what in ((client_cpus, cpus, "cores"), (client_gpus, gpus, "GPUs")):
-        if wanted > there:
-            raise ComponentError(f"each client wants {wanted} {what}, there are {there}; ask less")
-
-
-def prepare(settings: RunSettings) -> None:
-    """Find every component that the run will need, and fetch its data, before it starts.
-
-    Raises:
-        ComponentError: one does not exist or has wrong settings.
-        DatasetError: the data cannot be fetched.
-    """
-    create("models", settings.model)
-    create("partitions", settings.partition)
-    create_all("defenses", settings.client_defense)
-    flower_strategy(settings.strategy, {})
-    dataset = create("datasets", settings.dataset)
-    if hasattr(dataset, "prepare"):
-        dataset.prepare()
 
 
 def assemble_app(folder: Path) -> Path:
@@ -210,8 +156,9 @@ def _require_completed(link: SuperLink, run_id: str, log_file: Path) -> None:
 
 def _plain(details: str) -> str:
     """Why a run failed, each reason once and without the tracebacks that Ray puts around it."""
-    text = _RAY_ERROR.sub(r"\1", details.removeprefix("Simulation failed with exception: "))
-    return "; ".join(dict.fromkeys(text.split("; ")))
+    text = details.removeprefix("Simulation failed with exception: ")
+    reasons = dict.fromkeys(_RAY_ERROR.findall(text))
+    return _RAY_ERROR.split(text)[0] + "; ".join(reasons)
 
 
 def _toml(values: Mapping[str, Scalar | None]) -> str:

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from fl_privacy.code_digest import digest_of
+from fl_privacy.component import ComponentError
+from fl_privacy.preflight import check_ray_address, check_resources
 from fl_privacy.processes import marked
 from fl_privacy.recording import Recording
-from fl_privacy.simulation import assemble_app, check_ray_address, round_of, simulate
+from fl_privacy.simulation import assemble_app, round_of, simulate
 from fl_privacy.superlink import SimulationError
 from fl_privacy.truth import TruthVault
 
@@ -93,9 +95,11 @@ def test_all_clients_failing_fails_the_run(tmp_path: Path, mark: str) -> None:
         text=True,
     )
     assert ended.returncode == 1, ended.stderr
-    assert "none of 4 clients returned an update" in ended.stderr
-    assert "100000" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    error = ended.stderr.partition("Error: ")[2]
+    assert error.startswith("round 1: none of 4 clients returned an update; they report: ")
+    assert error.count("100000") == 1
+    assert "ray::" not in error
+    assert str(tmp_path / "run" / "simulation.log") in error
     assert marked(mark) == set()
 
 
@@ -128,6 +132,15 @@ def test_a_ray_address_that_nobody_answers_is_named() -> None:
     with pytest.raises(SimulationError, match="RAY_ADDRESS=nonsense"):
         check_ray_address("nonsense")
     check_ray_address("")
+
+
+def test_a_client_that_fits_nowhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    check_resources(2, 0.5, 2, 1)
+    with pytest.raises(ComponentError, match="wants 3 cores, there are 2"):
+        check_resources(3, 0.0, 2, 0)
+    with pytest.raises(ComponentError, match=r"wants 0\.5 GPUs, there are 0"):
+        check_resources(1, 0.5, 2, 0)
 
 
 def test_an_assembled_app_holds_the_running_code(tmp_path: Path) -> None:
