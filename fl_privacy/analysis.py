@@ -212,8 +212,9 @@ def score(metric: Metric, result: Result, truth: Samples) -> float | None:
 
 
 def defense_of(exchanges: Sequence[Exchange], vault: TruthVault) -> str:
-    """The defenses behind a target, as its clients wrote them down in the audit."""
-    return ", ".join(sorted({vault.defense(e) for e in exchanges}))
+    """The defenses behind a target, as its clients wrote them down in the audit; "" is none."""
+    found = sorted({vault.defense(e) for e in exchanges})
+    return found[0] if len(found) == 1 else ", ".join(spec or "none" for spec in found)
 
 
 def stored_width(run: Path, config: ResultConfig) -> int | None:
