@@ -75,7 +75,7 @@ def solve_first_layer(chunk: Chunk) -> Iterator[Reconstruction]:
         inputs = (weight[row] / bias[row]).float().view(1, *task.input_shape)
         yield Reconstruction(
             key=target.key,
-            inputs=task.denormalize(box(task, inputs)),
+            inputs=task.denormalize(inputs.clamp(*box(task, inputs))),
             labels=target.labels,
             outcome=Outcome("completed"),
         )

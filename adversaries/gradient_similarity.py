@@ -111,16 +111,17 @@ class GradientSimilarity(Component):
         step = vmap(grad_and_value(objective))
         milestones = {self.iterations * eighths // 8 for eighths in (3, 5, 7)}
         first, second = torch.zeros_like(inputs), torch.zeros_like(inputs)
+        low, high = box(batch.task, inputs)
         lr = self.lr
         for i in range(1, self.iterations + 1):
             gradient, losses = step(inputs, batch.labels, batch.gradients)
             direction = gradient.sign() if self.signed else gradient
             first.lerp_(direction, 1 - 0.9)
-            second.lerp_(direction.square(), 1 - 0.999)
+            second.mul_(0.999).addcmul_(direction, direction, value=1 - 0.999)
             scale = (second / (1 - 0.999**i)).sqrt_().add_(1e-8)
             inputs = inputs.addcdiv(first, scale, value=-lr / (1 - 0.9**i))
             if self.boxed:
-                inputs = box(batch.task, inputs)
+                inputs.clamp_(low, high)
             if i in milestones:
                 lr /= 10
             advance(i, losses)
@@ -133,7 +134,8 @@ class GradientSimilarity(Component):
         losses = losses.view(-1, self.restarts)
         best_loss, best = losses.nan_to_num(nan=torch.inf).min(1)
         lanes = torch.arange(len(best), device=best.device) * self.restarts + best
-        pixels = batch.task.denormalize(box(batch.task, inputs[lanes].nan_to_num(nan=0.0))).cpu()
+        found = inputs[lanes].nan_to_num(nan=0.0).clamp(*box(batch.task, inputs))
+        pixels = batch.task.denormalize(found).cpu()
         labels = batch.labels[lanes].cpu()
         return [
             Reconstruction(

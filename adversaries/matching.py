@@ -221,13 +221,13 @@ def initial_inputs(chunk: Chunk, *, width: int, restarts: int, seed: int) -> Ten
     return torch.stack([*draws, *padding])
 
 
-def box(task: Task, inputs: Tensor) -> Tensor:
-    """Clamp normalized inputs to the task's pixel range."""
+def box(task: Task, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower and upper bound of normalized inputs, each ``[*input_shape]``, as ``like``."""
     low, high = (
-        task.normalize(torch.full(task.input_shape, v, dtype=inputs.dtype, device=inputs.device))
+        task.normalize(torch.full(task.input_shape, v, dtype=like.dtype, device=like.device))
         for v in (task.low, task.high)
     )
-    return torch.minimum(torch.maximum(inputs, low), high)
+    return low, high
 
 
 def attack_chunks(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import io
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -69,9 +68,7 @@ def observe(model: nn.Module, samples: Samples) -> list[Observation]:
                 global_digest=sent,
                 layout=layout,
             )
-    return ThreatModel().observe(
-        Recording(location), model=lambda: LeNetZhu().build(TASK, seed=0)
-    )
+    return ThreatModel().observe(Recording(location), model=lambda: LeNetZhu().build(TASK, seed=0))
 
 
 def ours(observations: list[Observation], iterations: int) -> Tensor:
@@ -166,7 +163,7 @@ def timed(run: Callable[[], Tensor | None]) -> tuple[float, Tensor | None]:
 def main() -> None:
     """Print target-iterations a second and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--iterations", type=int, default=60, help="in each measurement")
+    parser.add_argument("--iterations", type=int, default=150, help="in each measurement")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quality", type=int, default=0, help="iterations for a PSNR, 0: none")
     options = parser.parse_args()
@@ -207,4 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

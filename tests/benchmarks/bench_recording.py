@@ -128,15 +128,15 @@ def peak_megabytes(folder: Path, rounds: int) -> float:
 
 def report(folder: Path, rounds: int) -> None:
     """Print every figure."""
-    print(f"one LeNet reply: {seconds_per_reply(folder / 'replies') * 1e3:.2f} ms")  # noqa: T201
-    print(f"100,000 index lines: {seconds_to_open(folder / 'lines'):.2f} s")  # noqa: T201
+    print(f"one LeNet reply: {seconds_per_reply(folder / 'replies') * 1e3:.2f} ms")
+    print(f"100,000 index lines: {seconds_to_open(folder / 'lines'):.2f} s")
     for name, samples, batch in (
         ("FedSGD, 1 sample", 1, 1),
         ("FedAvg, 200 samples, B 32", 200, 32),
     ):
         where = folder / f"rounds-{samples}"
         plain, recorded = compare(where, trainer(samples, batch), rounds)
-        print(  # noqa: T201
+        print(
             f"{name}: {plain * 1e3:.1f} ms a round, {recorded * 1e3:.1f} ms recorded, "
             f"{(recorded - plain) * 1e3:+.1f} ms ({(recorded / plain - 1):+.1%}, "
             f"median of {rounds})"
@@ -144,7 +144,7 @@ def report(folder: Path, rounds: int) -> None:
     for count in (10, 100):
         command = [sys.executable, __file__, "--peak", str(count), "--folder", str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        print(f"peak memory, {count} recorded rounds: {float(done.stdout):.1f} MiB")  # noqa: T201
+        print(f"peak memory, {count} recorded rounds: {float(done.stdout):.1f} MiB")
 
 
 def main() -> None:
@@ -160,7 +160,7 @@ def main() -> None:
     np.random.seed(0)  # noqa: NPY002
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         if options.peak:
-            print(peak_megabytes(Path(folder) / "peak", options.peak))  # noqa: T201
+            print(peak_megabytes(Path(folder) / "peak", options.peak))
         else:
             report(Path(folder), options.rounds)
 
