@@ -2,20 +2,14 @@
 
 IID, pathological and Dirichlet are the partitioners of flwr-datasets, fed with the labels
 alone in a seeded order; nothing is written to disk and no global generator is touched.
+flwr-datasets is imported when a partition is drawn, since that takes more than a second.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from datasets import Dataset
-from flwr_datasets.partitioner import (
-    DirichletPartitioner,
-    IidPartitioner,
-    Partitioner,
-    PathologicalPartitioner,
-)
 from pydantic import Field
 from torch import Tensor
 
@@ -24,6 +18,9 @@ from fl_privacy.datasets.arrays import DatasetError
 from fl_privacy.seeding import derive_seed, generator
 from fl_privacy.types import PositiveFloat, PositiveInt
 
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
 
 class IID(Component):
     """Shuffle, then deal parts of equal size (they differ by one at most); disjoint, complete."""
@@ -31,6 +28,8 @@ class IID(Component):
     def indices(self, labels: Tensor, client: int, clients: int, *, seed: int) -> Tensor:
         """Sample indices ``[n]`` int64 of client ``client`` of ``clients``."""
         _check(len(labels), client, clients)
+        from flwr_datasets.partitioner import IidPartitioner
+
         return _part(IidPartitioner(clients), labels, client, seed)
 
 
@@ -53,6 +52,8 @@ class Pathological(Component):
                 samples than clients that need it.
         """
         _check(len(labels), client, clients)
+        from flwr_datasets.partitioner import PathologicalPartitioner
+
         partitioner = PathologicalPartitioner(
             num_partitions=clients,
             partition_by="label",
@@ -83,6 +84,8 @@ class Dirichlet(Component):
             DatasetError: ``min_samples`` was not reached.
         """
         _check(len(labels), client, clients)
+        from flwr_datasets.partitioner import DirichletPartitioner
+
         partitioner = DirichletPartitioner(
             num_partitions=clients,
             partition_by="label",
@@ -144,6 +147,8 @@ def _check(n: int, client: int, clients: int) -> None:
 
 def _part(partitioner: Partitioner, labels: Tensor, client: int, seed: int) -> Tensor:
     """Indices of one client: the partitioner sees the samples in a seeded random order."""
+    from datasets import Dataset
+
     order = torch.randperm(len(labels), generator=generator(seed, "partition"))
     partitioner.dataset = Dataset.from_dict(
         {"label": labels[order].numpy(), "index": order.numpy()}
