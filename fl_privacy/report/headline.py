@@ -20,6 +20,9 @@ from fl_privacy.report.scores import (
 PSNR = "psnr"
 """The metric the headline is about."""
 
+LABELS = "label_accuracy"
+"""Told beside it, since labels leak where pictures do not."""
+
 
 @dataclass(frozen=True)
 class Headline:
@@ -45,7 +48,8 @@ def headlines(found: Sequence[Analysis]) -> list[Headline]:
         said.append(
             Headline(
                 title=words.group_title(defense),
-                sentence=words.headline(best, guess, attacks(lines, PSNR)),
+                sentence=words.headline(best, guess, attacks(lines, PSNR))
+                + words.labels_too(strongest(lines, LABELS)),
                 got=words.number(best.interval.mean, best.metric),
                 guess=words.number(guess.mean, best.metric) if guess else "",
                 oracle=best.analysis.config.oracle,

@@ -95,6 +95,19 @@ def headline(best: Score, guess: Interval | None, attacks: Sequence[Score]) -> s
     )
 
 
+def labels_too(best: Score | None) -> str:
+    """A sentence more when the labels leaked, whatever the pictures did; else nothing."""
+    if best is None or best.gain is None or "labels" in best.analysis.config.oracle:
+        return ""
+    if not math.isfinite(best.gain.low) or best.gain.low <= 0:
+        return ""
+    got, guess = best.interval.mean, best.interval.mean - best.gain.mean
+    return (
+        f" The labels leaked: {100 * got:.0f} % of them were inferred, "
+        f"a guess gets {100 * guess:.0f} %."
+    )
+
+
 def verdict(gain: Interval, metric: MetricInfo) -> str:
     """What a paired difference to the baseline does and does not show."""
     size = interval(gain, metric, signed=True)

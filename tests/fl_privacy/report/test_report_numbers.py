@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -122,3 +123,22 @@ def test_figures_are_described_escaped_and_colored_by_the_page() -> None:
         assert "var(--ink)" in text
         ids = [e.attrib["id"] for e in root.iter() if "id" in e.attrib]
         assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize(
+    ("low", "oracle", "said"),
+    [(0.4, (), " The labels leaked: 75 %"), (-0.1, (), ""), (0.4, ("labels",), "")],
+)
+def test_leaked_labels_are_told_beside_the_pictures(
+    low: float, oracle: tuple[str, ...], said: str
+) -> None:
+    score = SimpleNamespace(
+        analysis=SimpleNamespace(config=SimpleNamespace(oracle=oracle)),
+        interval=Interval(0.75, 0.58, 0.87, 32),
+        gain=Interval(0.6, low, 0.8, 32),
+    )
+    sentence = words.labels_too(score)  # type: ignore[arg-type]
+    assert sentence.startswith(said)
+    assert bool(sentence) == bool(said)
+    assert not said or "a guess gets 15 %" in sentence
+    assert words.labels_too(None) == ""
