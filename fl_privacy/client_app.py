@@ -70,8 +70,20 @@ def train(message: Message, context: Context) -> Message:
     trip.keep_defense(spec, {**result.stats, **stats})
     reply = RecordDict({key: ArrayRecord(OrderedDict(state))})
     reply["metrics"] = MetricRecord({"num-examples": result.num_examples, "loss": result.loss})
-    reply[REPORT] = ConfigRecord({"partition-id": client, "code-digest": code_digest()})
+    reply[REPORT] = own_report(client)
     return Message(reply, reply_to=message)
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Say which partition this client holds, and which code it runs."""
+    client, _ = partition_of(context)
+    return Message(RecordDict({REPORT: own_report(client)}), reply_to=message)
+
+
+def own_report(client: int) -> ConfigRecord:
+    """What a client says of itself in every reply."""
+    return ConfigRecord({"partition-id": client, "code-digest": code_digest()})
 
 
 @app.evaluate()

@@ -31,6 +31,7 @@ from strategies.flower import flower_strategy
 from strategies.recording import RecordingStrategy
 from strategies.require_replies import RequireReplies
 from strategies.same_code import SameCode
+from strategies.seeded_sampling import SeededSampling
 from strategies.sorted_replies import SortedReplies
 
 app = ServerApp()
@@ -77,13 +78,15 @@ def main(grid: Grid, context: Context) -> None:
 def server_strategy(settings: RunSettings) -> Strategy:
     """The Flower strategy of the run and what guards it; everything inside the recorder."""
     common = {
-        "fraction_train": settings.fraction_train,
+        "fraction_train": 1.0,
         "fraction_evaluate": 0.0,
         "min_train_nodes": 1,
         "min_available_nodes": 1,
         "train_loss_key": "loss",
     }
     strategy: Strategy = flower_strategy(settings.strategy, common)
+    if settings.fraction_train < 1:
+        strategy = SeededSampling(strategy, fraction=settings.fraction_train, seed=settings.seed)
     if settings.sorted_replies:
         strategy = SortedReplies(strategy)
     return RequireReplies(SameCode(strategy, code_digest()))
@@ -142,15 +145,18 @@ def evaluation(
 ) -> Callable[[int, ArrayRecord], MetricRecord]:
     """A function for Flower that scores the global model and appends to the history.
 
-    One JSON line a round: attempt, round, accuracy, loss, n (test samples).
+    One JSON line a round: attempt, round, accuracy, loss, n (test samples), and seconds
+    since this function was made.
     """
+    start = time.perf_counter()
     task, samples = dataset.task(), dataset.load("test")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model.load_state_dict(arrays.to_torch_state_dict())
         loss, accuracy = evaluate_model(model, task, samples, device=device)
-        score = {"accuracy": accuracy, "loss": loss, "n": len(samples)}
+        seconds = round(time.perf_counter() - start, 4)
+        score = {"accuracy": accuracy, "loss": loss, "n": len(samples), "seconds": seconds}
         with history.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"attempt": attempt, "round": server_round, **score}) + "\n")
         return MetricRecord({"accuracy": accuracy, "loss": loss})

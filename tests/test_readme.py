@@ -103,7 +103,7 @@ def test_the_commands_of_the_readme_work(checkout: Path, environment: dict[str, 
 def mean_psnr(rows: list[dict[str, Any]], defense: str) -> float:
     values = [row["psnr"] for row in rows if row["defense"] == defense]
     assert len(values) == 32
-    return sum(values) / len(values)
+    return float(sum(values) / len(values))
 
 
 def test_the_guide_s_example_plug_in_conforms() -> None:

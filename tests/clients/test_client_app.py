@@ -223,6 +223,13 @@ def test_wrong_settings_are_refused(
         train(changes)
 
 
+def test_a_query_is_answered_with_partition_and_code(send: Send, node: Node) -> None:
+    reply = app(send(RecordDict(), kind="query"), node(RUN, partition_id=3))
+    told = reply.content.config_records["fl-privacy"]
+    assert dict(told) == {"partition-id": 3, "code-digest": code_digest()}
+    assert not reply.content.array_records
+
+
 def test_a_node_without_a_partition_is_told_how_to_get_one(send: Send, node: Node) -> None:
     context = node(RUN)
     context.node_config.clear()
