@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from adversaries.matching import Chunk, Unattackable, attack_chunks, box
+from adversaries.matching import Chunk, attack_chunks, box
+from adversaries.targets import Unattackable
 from fl_privacy.component import Component
 from fl_privacy.protocols import Progress, silent
 from fl_privacy.types import Failure, Observation, Outcome, Reconstruction
@@ -65,10 +66,10 @@ def solve_first_layer(chunk: Chunk) -> Iterator[Reconstruction]:
             f"expected one image"
         )
     for target in chunk.targets:
-        if f"{name}.weight" not in target.gradient or f"{name}.bias" not in target.gradient:
+        if f"{name}.weight" not in target.observed[0] or f"{name}.bias" not in target.observed[0]:
             raise Unattackable(f"the gradient of {name} is withheld")
-        weight = target.gradient[f"{name}.weight"].double()
-        bias = target.gradient[f"{name}.bias"].double()
+        weight = target.observed[0][f"{name}.weight"]
+        bias = target.observed[0][f"{name}.bias"].double()
         row = bias.abs().argmax()
         if bias[row] == 0:
             raise Unattackable(f"the bias gradient of {name} is zero everywhere")

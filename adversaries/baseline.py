@@ -45,9 +45,10 @@ class Baseline(Component):
         """Guess for each target; labels are drawn from (seed, key)."""
         pictures: dict[int, Tensor] = {}
         for i, observation in enumerate(observations, start=1):
-            images = sum(exchange.num_examples or 0 for exchange in observation.exchanges)
+            images = image_count(observation)
             if images == 0:
-                yield Failure(observation.key, self.shortfall)
+                flaw = next((e.flaw for e in observation.exchanges if e.flaw), self.shortfall)
+                yield Failure(observation.key, flaw)
                 continue
             auxiliary = None if self.guess == "constant" else observation.auxiliary
             if id(auxiliary) not in pictures:
@@ -61,6 +62,15 @@ class Baseline(Component):
                 seconds=0.0,
             )
             progress(i, len(observations))
+
+
+def image_count(observation: Observation) -> int:
+    """How many images a target holds: linked rounds of FedAvg repeat the same ones."""
+    training = observation.local_training
+    counts = [e.num_examples or 0 for e in observation.exchanges]
+    if training is None:
+        return max(counts)
+    return training.images(max(counts))
 
 
 def picture(task: Task, auxiliary: Samples | None) -> Tensor:

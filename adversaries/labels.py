@@ -52,10 +52,11 @@ def count_labels(evidence: Tensor, prior: Tensor, images: int) -> Tensor:
     """The labels of ``images`` samples, repeated classes included; shape ``[images]``.
 
     ``counts = images * (prior - evidence)`` with ``prior [classes]`` standing for the
-    mean softmax output, rounded by largest remainder so that they add up.
+    mean softmax output, scaled and rounded by largest remainder so that they add up.
     """
-    counts = (images * (prior - evidence)).clamp(min=0)
-    counts = counts * images / counts.sum().clamp(min=1e-12)
+    counts = (prior - evidence).clamp(min=0)
+    counts = counts if counts.sum() > 0 else prior  # no class stands out
+    counts = counts * (images / counts.sum())
     whole = counts.floor()
     missing = images - int(whole.sum())
     whole[(counts - whole).argsort(descending=True, stable=True)[:missing]] += 1

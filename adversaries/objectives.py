@@ -11,18 +11,33 @@ from torch import Tensor
 from fl_privacy.types import Tensors
 
 
-def cosine_distance(simulated: Tensors, observed: Tensors) -> Tensor:
-    """``1 - <g, g*> / (|g| |g*|)`` over all tensors together; scalar in [0, 2].
+def cosine_distance(simulated: Tensors, direction: Tensors) -> Tensor:
+    """``1 - <g, g*> / |g|`` over all tensors together, ``g*`` of unit norm; scalar in [0, 2].
 
-    Geiping et al., "Inverting Gradients", NeurIPS 2020, eq. 4.
+    Geiping et al., "Inverting Gradients", NeurIPS 2020, eq. 4; see `normalized`.
     """
-    dot = torch.stack([(simulated[n] * observed[n]).sum() for n in observed]).sum()
-    return 1 - dot / (squared_norm(simulated) * squared_norm(observed)).sqrt()
+    dot = torch.stack([(simulated[n] * direction[n]).sum() for n in direction]).sum()
+    return 1 - dot * squared_norm({n: simulated[n] for n in direction}).rsqrt()
+
+
+def squared_distance(simulated: Tensors, observed: Tensors) -> Tensor:
+    """Squared Euclidean distance over all tensors together; scalar.
+
+    Zhu et al., "Deep Leakage from Gradients", NeurIPS 2019, eq. 1.
+    """
+    return torch.stack([(simulated[n] - observed[n]).square().sum() for n in observed]).sum()
+
+
+def normalized(tensors: Tensors) -> dict[str, Tensor]:
+    """Tensors ``[lanes, ...]`` scaled so that each lane's have norm one together."""
+    squares = [t.flatten(1).square().sum(1) for t in tensors.values()]
+    scale = torch.stack(squares).sum(0).rsqrt()
+    return {n: t * scale.view(-1, *[1] * (t.ndim - 1)) for n, t in tensors.items()}
 
 
 def squared_norm(tensors: Tensors) -> Tensor:
     """Squared Euclidean norm of all tensors together; scalar."""
-    return torch.stack([t.square().sum() for t in tensors.values()]).sum()
+    return torch.stack([(t * t).sum() for t in tensors.values()]).sum()
 
 
 def total_variation(inputs: Tensor, spatial: int) -> Tensor:

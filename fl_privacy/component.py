@@ -30,7 +30,9 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
     "adversaries": {
         "analytic": "adversaries.analytic:Analytic",
         "baseline": "adversaries.baseline:Baseline",
+        "dlg": "adversaries.dlg:DLG",
         "gradient_similarity": "adversaries.gradient_similarity:GradientSimilarity",
+        "l2_tv": "adversaries.l2_tv:L2TV",
     },
     "defenses": {
         "gaussian_noise": "clients.defenses.gaussian_noise:GaussianNoise",

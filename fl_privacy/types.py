@@ -118,7 +118,7 @@ class LocalTraining(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     algorithm: Literal["fedsgd", "fedavg"] = "fedsgd"
-    optimizer: Literal["sgd"] = "sgd"
+    optimizer: str = "sgd"
     lr: PositiveFloat = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: NonNegativeFloat = 0.0
@@ -134,6 +134,11 @@ class LocalTraining(BaseModel):
             return 1
         batches = num_examples / self.batch_size
         return self.epochs * (math.floor(batches) if self.drop_last else math.ceil(batches))
+
+    def images(self, num_examples: int) -> int:
+        """Number of examples that an update of ``num_examples`` was really computed on."""
+        dropped = self.algorithm == "fedavg" and self.drop_last
+        return num_examples - num_examples % self.batch_size if dropped else num_examples
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,9 @@ class Exchange:
 
     ``update`` is returned minus sent, floating-point parameters only, in weight
     units: the gradient of one SGD step is ``-update / lr``. ``digest`` is the
-    SHA-256 of the stored reply, ``global_digest`` that of the sent parameters.
+    SHA-256 of the stored reply, ``global_digest`` that of the sent parameters. ``members``
+    are the numbers of examples of the clients behind an aggregate, empty for one client.
+    ``flaw`` says why the reply cannot be used (then ``update`` is empty), else nothing.
     """
 
     attempt: int
@@ -170,6 +177,8 @@ class Exchange:
     buffers: Tensors
     update: Tensors
     returned_buffers: Tensors
+    members: tuple[int, ...] = ()
+    flaw: str = ""
 
 
 @dataclass(frozen=True)

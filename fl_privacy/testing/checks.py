@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fl_privacy.component import Component
 from fl_privacy.protocols import Adversary, GradientDefense, LayerMetric, Metric, UpdateDefense
 from fl_privacy.seeding import generator
 from fl_privacy.testing.toys import TASK, toy_model, toy_observations, toy_samples, toy_step
@@ -65,13 +68,7 @@ def check_adversary(
         _same_results(results, _attack(adversary, stripped)),
         "the same seed gave different results; draw from fl_privacy.seeding.generator only",
     )
-    if getattr(adversary, "width", 1) is not None:
-        reversed_order = _attack(adversary, stripped[::-1])[::-1]
-        _expect(
-            _same_results(results, reversed_order),
-            "a result depends on its position or mates; seed each target by its key and pad "
-            "to a fixed width",
-        )
+    _check_independence(_with_width(adversary, len(stripped)), stripped)
     _expect(
         list(adversary.attack([], seed=0, device=CPU)) == [],
         "no observations must give no results",
@@ -170,6 +167,25 @@ def _strip(observation: Observation, requires: frozenset[str]) -> Observation:
     return replace(observation, **denied)  # type: ignore[arg-type]
 
 
+def _with_width(adversary: Adversary, width: int) -> Adversary:
+    """The adversary at a fixed batch width, if it has one to set."""
+    if getattr(adversary, "width", width) is None and isinstance(adversary, Component):
+        return adversary.model_copy(update={"width": width})
+    return adversary
+
+
+def _check_independence(adversary: Adversary, observations: Sequence[Observation]) -> None:
+    together = _attack(adversary, observations)
+    reversed_order = _attack(adversary, observations[::-1])[::-1]
+    alone = [_attack(adversary, [observation])[0] for observation in observations]
+    for others in (reversed_order, alone):
+        _expect(
+            _same_results(together, others),
+            "a result depends on its position or its mates; treat each target on its own, seed it "
+            "by its key, and pad to a fixed width",
+        )
+
+
 def _check_results(
     results: Sequence[Result | Failure], observations: Sequence[Observation]
 ) -> None:
@@ -254,13 +270,19 @@ def _check_differentiable(defense: GradientDefense, step: Step) -> None:
 
 
 def _unchanged_random_state(call: Callable[[], T]) -> T:
-    before = torch.random.get_rng_state()
+    before = _random_states()
     result = call()
     _expect(
-        torch.equal(before, torch.random.get_rng_state()),
-        "the global random state was used; draw from a generator",
+        before == _random_states(),
+        "a global random state was used (torch, numpy or random); draw from a generator",
     )
     return result
+
+
+def _random_states() -> tuple[bytes, str, str]:
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    torch_state = bytes(torch.random.get_rng_state().numpy())
+    return torch_state, str(numpy_state), str(random.getstate())
 
 
 def _copied(tensors: Tensors) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Every attack against theory: zero loss at the truth, exactness, independence."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,24 +11,23 @@ from torch.nn import functional as F
 
 from adversaries.analytic import Analytic
 from adversaries.baseline import Baseline
+from adversaries.dlg import DLG
+from adversaries.gradient_matching import Found, Problem
 from adversaries.gradient_similarity import GradientSimilarity
-from adversaries.matching import (
-    Chunk,
-    chunks,
-    initial_inputs,
-    make_batch,
-    plan_width,
-    prepare,
-    skeleton,
-)
+from adversaries.l2_tv import L2TV
+from adversaries.local_steps import skeleton
+from adversaries.matching import Batch, Chunk, box, chunks, lane_draws, make_batch
+from adversaries.planning import lane_count, plan_width
+from adversaries.targets import prepare
 from fl_privacy import component
 from fl_privacy.recording import Layout, Manifest, Recording, RecordingWriter
 from fl_privacy.testing import check_adversary, toy_observations, toy_samples
 from fl_privacy.testing.toys import TASK, TRAINING
 from fl_privacy.threat_model import ThreatModel
-from fl_privacy.types import Failure, LocalTraining, Observation, Reconstruction, Task, Tensors
+from fl_privacy.types import Failure, LocalTraining, Observation, Reconstruction, Task
 
 CPU = torch.device("cpu")
+PAIRS = LocalTraining(lr=0.1, batch_size=2)
 
 
 def recorded(
@@ -71,6 +71,16 @@ def batch_of(observations: list[Observation]) -> tuple[GradientSimilarity, Chunk
     return attack, Chunk(model, observations[0], targets, 0)
 
 
+def slopes(
+    attack: GradientSimilarity, batch: Batch, inputs: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradient and value of the attack's objective on every lane."""
+    seen = (attack.scale(batch.observed), batch.statistics)
+    objective = partial(attack.objective, batch)
+    gradient, losses = vmap(grad_and_value(objective))(inputs, labels, seen)
+    return gradient, losses
+
+
 def grey(size: int, channels: int = 1) -> Task:
     return Task(
         input_shape=(channels, size, size),
@@ -98,17 +108,14 @@ def test_the_objective_and_its_gradient_vanish_at_the_truth(
     training = LocalTraining(lr=0.5, weight_decay=0.01, batch_size=images)
     observations = recorded(spec, task, inputs, labels, images, training)
     attack, chunk = batch_of(observations)
-    batch = make_batch(chunk, width=2, restarts=1, device=CPU)
+    batch = make_batch(chunk, lanes=2, restarts=1, device=CPU, dtype=torch.float64)
     truth = task.normalize(inputs).view(2, images, *task.input_shape)
     true_labels = labels.view(2, images)
 
-    def objective(x: Tensor, y: Tensor, observed: Tensors) -> Tensor:
-        return attack.objective(batch, x, y, observed)
-
-    slope, loss = vmap(grad_and_value(objective))(truth, true_labels, batch.gradients)
-    far, _ = vmap(grad_and_value(objective))(
-        truth + 0.5 * torch.randn(truth.shape, generator=generator), true_labels, batch.gradients
-    )
+    truth = truth.double()
+    slope, loss = slopes(attack, batch, truth, true_labels)
+    away = 0.5 * torch.randn(truth.shape, generator=generator, dtype=torch.float64)
+    far, _ = slopes(attack, batch, truth + away, true_labels)
     assert loss.abs().max() < 2e-6  # float32 updates keep about six digits of a gradient
     assert slope.norm() < 0.02 * far.norm()
 
@@ -116,10 +123,10 @@ def test_the_objective_and_its_gradient_vanish_at_the_truth(
 def test_simulated_gradient_is_that_of_the_client() -> None:
     observations, truths = toy_observations()
     _, chunk = batch_of(observations)
-    batch = make_batch(chunk, width=3, restarts=1, device=CPU)
+    batch = make_batch(chunk, lanes=3, restarts=1, device=CPU)
     inputs = torch.stack([TASK.normalize(t.inputs) for t in truths])
-    simulated = vmap(batch.simulate)(inputs, batch.labels)
-    for name, observed in batch.gradients.items():
+    (simulated,) = vmap(batch.client.simulate)(inputs, batch.labels)
+    for name, observed in batch.observed[0].items():
         torch.testing.assert_close(simulated[name], observed, rtol=1e-4, atol=2e-6)
 
 
@@ -132,6 +139,9 @@ def test_simulated_gradient_is_that_of_the_client() -> None:
         Analytic(),
         GradientSimilarity(iterations=7, width=4),
         GradientSimilarity(iterations=7, width=2, restarts=3, signed=False, boxed=False),
+        L2TV(iterations=5),
+        DLG(iterations=2, inner=5),
+        DLG(iterations=2, inner=5, labels="inferred", restarts=2),
     ],
     ids=str,
 )
@@ -139,22 +149,34 @@ def test_conformance(adversary: object) -> None:
     check_adversary(adversary)  # type: ignore[arg-type]
 
 
-def test_a_result_is_byte_identical_whatever_its_mates_on_lenet() -> None:
+@pytest.mark.parametrize(
+    ("width", "images", "signed"), [(4, 1, True), (6, 1, False), (7, 2, False)]
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_result_is_byte_identical_whatever_its_mates_on_lenet(
+    width: int, images: int, signed: bool, threads: int
+) -> None:
     task = grey(28)
     generator = torch.Generator().manual_seed(1)
-    inputs = torch.rand(6, *task.input_shape, generator=generator)
-    labels = torch.arange(6)
-    observations = recorded("lenet-zhu", task, inputs, labels, 1, LocalTraining(lr=0.1))
-    attack = GradientSimilarity(iterations=12, width=4)
+    inputs = torch.rand(6 * images, *task.input_shape, generator=generator)
+    labels = torch.arange(6 * images) % 10
+    training = LocalTraining(lr=0.1, batch_size=images)
+    observations = recorded("lenet-zhu", task, inputs, labels, images, training)
+    attack = GradientSimilarity(iterations=20, width=width, signed=signed)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
 
     def run(order: list[int]) -> dict[str, Tensor]:
         results = attack.attack([observations[i] for i in order], seed=3, device=CPU)
         return {r.key: r.inputs for r in results if isinstance(r, Reconstruction)}
 
-    together = run([0, 1, 2, 3, 4, 5])
-    for order in ([5, 3, 1, 0, 2, 4], [2], [4, 2]):
-        for key, pixels in run(order).items():
-            assert torch.equal(pixels, together[key])
+    try:
+        together = run([0, 1, 2, 3, 4, 5])
+        for order in ([5, 3, 1, 0, 2, 4], [2], [4, 2]):
+            for key, pixels in run(order).items():
+                assert torch.equal(pixels, together[key])
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_across_widths_draws_are_identical_and_the_first_step_agrees() -> None:
@@ -162,13 +184,11 @@ def test_across_widths_draws_are_identical_and_the_first_step_agrees() -> None:
     attack, chunk = batch_of(observations)
     firsts = {}
     for width in (4, 7):
-        batch = make_batch(chunk, width=width, restarts=2, device=CPU)
-        inputs = initial_inputs(chunk, width=width, restarts=2, seed=0)
-
-        def objective(x: Tensor, y: Tensor, observed: Tensors, batch: object = batch) -> Tensor:
-            return attack.objective(batch, x, y, observed)  # type: ignore[arg-type]
-
-        slope, loss = vmap(grad_and_value(objective))(inputs, batch.labels, batch.gradients)
+        lanes = lane_count(width, 2, CPU)
+        batch = make_batch(chunk, lanes=lanes, restarts=2, device=CPU)
+        shape = (1, *TASK.input_shape)
+        inputs = lane_draws(chunk, shape, "initial inputs", lanes=lanes, restarts=2, seed=0)
+        slope, loss = slopes(attack, batch, inputs, batch.labels)
         firsts[width] = (inputs[:8], slope[:8], loss[:8])
     assert torch.equal(firsts[4][0], firsts[7][0])
     torch.testing.assert_close(firsts[4][1], firsts[7][1], rtol=1e-5, atol=1e-7)
@@ -224,26 +244,26 @@ def test_analytic_names_the_layer_that_forbids_it() -> None:
     inputs = torch.rand(2, *task.input_shape)
     convolutional = recorded("lenet-zhu", task, inputs, torch.arange(2), 1, TRAINING)
     assert "conv1 (Conv2d)" in reasons(Analytic(), convolutional)[0]
-    batch = recorded("mlp", task, inputs, torch.arange(2), 2, TRAINING)
+    batch = recorded("mlp", task, inputs, torch.arange(2), 2, PAIRS)
     assert "holds 2 images" in reasons(Analytic(), batch)[0]
 
 
 def test_updates_that_are_no_gradient_fail_with_the_reason_and_spare_the_others() -> None:
     observations, _ = toy_observations(3)
-    several = LocalTraining(algorithm="fedavg", epochs=5, lr=0.1)
+    adam = LocalTraining(optimizer="adam", lr=0.1)
     (exchange,) = observations[1].exchanges
     broken = replace(exchange, update={n: u * torch.nan for n, u in exchange.update.items()})
     cases = [
-        replace(observations[0], local_training=several),
+        replace(observations[0], local_training=adam),
         replace(observations[1], exchanges=(broken,)),
         replace(observations[2], exchanges=observations[2].exchanges * 2),
         replace(observations[2], exchanges=(replace(exchange, num_examples=None),)),
         observations[2],
     ]
     found = reasons(GradientSimilarity(iterations=2), cases)
-    assert "5 local steps" in found[0]
+    assert "'adam': expected 'sgd'" in found[0]
     assert "not finite, first in 1.weight" in found[1]
-    assert "links 2 rounds" in found[2]
+    assert "another random batch" in found[2]
     assert "number of examples" in found[3]
     assert found[4] == ""
 
@@ -251,12 +271,14 @@ def test_updates_that_are_no_gradient_fail_with_the_reason_and_spare_the_others(
 def test_a_diverged_target_says_so_and_stays_in_the_pixel_range() -> None:
     observations, _ = toy_observations(1)
     attack, chunk = batch_of(observations)
-    batch = make_batch(chunk, width=1, restarts=1, device=CPU)
+    batch = make_batch(chunk, lanes=1, restarts=1, device=CPU)
     nowhere = torch.full((1, 1, *TASK.input_shape), torch.nan)
-    (result,) = attack.select(batch, chunk.targets, nowhere, torch.tensor([torch.nan]))
-    assert result.outcome.status == "diverged"
-    assert "smaller lr" in result.outcome.message
-    assert 0 <= result.inputs.min() <= result.inputs.max() <= 1
+    for loss in (torch.nan, torch.inf):
+        found = Found(nowhere, batch.labels, torch.tensor([loss]))
+        (result,) = attack.select(chunk, batch, found)
+        assert result.outcome.status == "diverged"
+        assert "smaller lr" in result.outcome.message
+        assert 0 <= result.inputs.min() <= result.inputs.max() <= 1
 
 
 def test_baseline_answers_with_the_mean_picture_and_never_reads_the_update() -> None:
@@ -272,6 +294,59 @@ def test_baseline_answers_with_the_mean_picture_and_never_reads_the_update() -> 
     (constant, _) = Baseline().attack(observations, seed=0, device=CPU)
     assert isinstance(constant, Reconstruction)
     torch.testing.assert_close(constant.inputs, torch.full((1, 1, 6, 6), 0.4))
+
+
+def test_withheld_layers_do_not_matter() -> None:
+    observations, _ = toy_observations(2)
+    hidden = [replace(o, withheld=("1.weight", "1.bias")) for o in observations]
+
+    def spoiled(observation: Observation) -> Observation:
+        (exchange,) = observation.exchanges
+        update = {n: u * 50 if n.startswith("1.") else u for n, u in exchange.update.items()}
+        return replace(observation, exchanges=(replace(exchange, update=update),))
+
+    def pixels(targets: list[Observation]) -> list[Tensor]:
+        results = GradientSimilarity(iterations=5).attack(targets, seed=0, device=CPU)
+        return [r.inputs for r in results if isinstance(r, Reconstruction)]
+
+    plain, garbage = pixels(hidden), pixels([spoiled(o) for o in hidden])
+    assert len(plain) == 2
+    assert all(torch.equal(a, b) for a, b in zip(plain, garbage, strict=True))
+    assert not torch.equal(pixels([spoiled(observations[0])])[0], pixels(observations[:1])[0])
+
+
+def test_every_target_and_restart_starts_elsewhere() -> None:
+    observations, _ = toy_observations(3)
+    _, chunk = batch_of(observations)
+    draws = lane_draws(chunk, (4,), "initial inputs", lanes=6, restarts=2, seed=0)
+    assert len({tuple(d.tolist()) for d in draws}) == 6
+    other = lane_draws(chunk, (4,), "initial inputs", lanes=6, restarts=2, seed=1)
+    assert not torch.equal(draws, other)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_optimizer_is_adam_with_the_published_schedule(signed: bool) -> None:
+    observations, _ = toy_observations(1)
+    attack, chunk = batch_of(observations)
+    attack = attack.model_copy(update={"iterations": 40, "signed": signed, "tv": 0.0})
+    batch = make_batch(chunk, lanes=1, restarts=1, device=CPU, dtype=torch.float64)
+    start = torch.randn(1, 1, *TASK.input_shape, dtype=torch.float64)
+    seen = (attack.scale(batch.observed), batch.statistics)
+    problem = Problem(batch, seen, partial(attack.objective, batch), lambda *_: start)
+    found = attack.optimize(problem, start.clone(), lambda *_: None)
+
+    x = start.clone().requires_grad_(True)
+    low, high = box(TASK, start)
+    adam = torch.optim.Adam([x], lr=0.1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(adam, [15, 25, 35], gamma=0.1)
+    for _ in range(40):
+        slope, _ = slopes(attack, batch, x.detach(), batch.labels)
+        x.grad = slope.sign() if signed else slope
+        adam.step()
+        schedule.step()
+        with torch.no_grad():
+            x.copy_(torch.minimum(torch.maximum(x, low), high))
+    torch.testing.assert_close(found.inputs, x.detach(), rtol=1e-9, atol=1e-9)
 
 
 def test_targets_share_a_batch_only_with_equal_parameters_and_sizes() -> None:

@@ -1,7 +1,20 @@
 import torch
 from torch.nn.functional import cosine_similarity
 
-from adversaries.objectives import cosine_distance, squared_norm, total_variation
+from adversaries.objectives import (
+    cosine_distance,
+    normalized,
+    squared_distance,
+    squared_norm,
+    total_variation,
+)
+from fl_privacy.types import Tensors
+
+
+def distance(simulated: Tensors, observed: Tensors) -> torch.Tensor:
+    """The cosine distance, the observed gradient being normalized as the attack does."""
+    unit = normalized({n: t[None] for n, t in observed.items()})
+    return cosine_distance(simulated, {n: t[0] for n, t in unit.items()})
 
 
 def gradients(seed: int) -> dict[str, torch.Tensor]:
@@ -13,20 +26,19 @@ def test_cosine_distance_is_that_of_the_flattened_gradient() -> None:
     one, other = gradients(0), gradients(1)
     flat = [torch.cat([t.flatten() for t in g.values()]) for g in (one, other)]
     expected = 1 - cosine_similarity(flat[0], flat[1], dim=0)
-    torch.testing.assert_close(cosine_distance(one, other), expected)
+    torch.testing.assert_close(distance(one, other), expected)
 
 
 def test_cosine_distance_ignores_scale_and_reaches_its_bounds() -> None:
     g = gradients(0)
-    assert cosine_distance(g, {n: 7 * t for n, t in g.items()}).abs() < 1e-12
-    assert (cosine_distance(g, {n: -t for n, t in g.items()}) - 2).abs() < 1e-12
+    assert distance(g, {n: 7 * t for n, t in g.items()}).abs() < 1e-12
+    assert (distance(g, {n: -t for n, t in g.items()}) - 2).abs() < 1e-12
 
 
 def test_cosine_distance_compares_only_what_was_observed() -> None:
     g = gradients(0)
-    assert cosine_distance({**g, "a": g["a"] * 100}, {"b": g["b"], "c": g["c"]}).item() > 0
-    partial = {"b": g["b"], "c": g["c"]}
-    assert cosine_distance({n: g[n] for n in partial}, partial).abs() < 1e-12
+    seen = {"b": g["b"], "c": g["c"]}
+    assert distance({**g, "a": g["a"] * 100}, seen).abs() < 1e-12
 
 
 def test_squared_norm_adds_all_tensors() -> None:
@@ -44,3 +56,10 @@ def test_total_variation_of_known_pictures() -> None:
 def test_total_variation_of_signals_and_of_single_values() -> None:
     assert total_variation(torch.tensor([[[0.0, 1.0, 3.0]]]), 1).item() == 1.5
     assert total_variation(torch.ones(2, 7), 0).item() == 0.0
+
+
+def test_squared_distance_compares_only_what_was_observed() -> None:
+    g = gradients(0)
+    moved = {**g, "a": g["a"] + 2.0}
+    torch.testing.assert_close(squared_distance(moved, g), torch.tensor(48.0).double())
+    assert squared_distance(moved, {"b": g["b"]}).item() == 0

@@ -1,0 +1,80 @@
+"""How many targets fit into one batch, and how many lanes that batch has."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from adversaries.matching import chunks
+from fl_privacy.types import Observation, Task
+
+MAX_WIDTH = 128
+"""More lanes than this gain nothing on a CPU and little on a GPU (`make bench`)."""
+
+
+def plan_width(observations: Sequence[Observation], *, restarts: int, device: torch.device) -> int:
+    """How many targets one batch can hold: bounded by memory, by `MAX_WIDTH`, by the work.
+
+    A lane is estimated at ten times its activations (forward, backward and their
+    derivatives) in each local step, plus six times its gradient; half of the free memory
+    is used.
+    """
+    first = observations[0]
+    training = first.local_training
+    assert training is not None
+    images = first.exchanges[0].num_examples or 1
+    passes = training.epochs if training.algorithm == "fedavg" else 1
+    weights = sum(p.numel() for p in first.model().parameters())
+    taken = max(training.steps(images), 1)
+    elements = 10 * passes * images * activations(first.model(), first.task) + 6 * taken * weights
+    elements *= len(first.exchanges)
+    largest = max(len(members) for members in chunks(observations, MAX_WIDTH))
+    by_memory = free_memory(device) // 2 // (4 * elements * restarts)
+    return max(1, min(largest, MAX_WIDTH, by_memory))
+
+
+def activations(model: nn.Module, task: Task) -> int:
+    """Number of values that the modules put out for one input."""
+    total = 0
+
+    def count(_module: nn.Module, _inputs: object, output: object) -> None:
+        nonlocal total
+        total += output.numel() if isinstance(output, Tensor) else 0
+
+    model = copy.deepcopy(model).eval()
+    for module in model.modules():
+        if not list(module.children()):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.zeros(1, *task.input_shape))
+    return total
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated now on ``device``."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+
+
+def lane_count(width: int, restarts: int, device: torch.device) -> int:
+    """Lanes of a batch: ``width * restarts``, on a CPU rounded up to fill every thread alike.
+
+    Above four lanes, kernels that share the lanes out unevenly among threads give a lane
+    bits that depend on its place; multiples of four a thread do not (tested).
+    """
+    lanes = width * restarts
+    if device.type != "cpu" or lanes <= 4:
+        return lanes
+    whole = 4 * torch.get_num_threads()
+    return -(-lanes // whole) * whole

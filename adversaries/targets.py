@@ -1,0 +1,138 @@
+"""From an observation to something an attack can match: gradient units, counts, labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from adversaries.labels import infer_labels
+from fl_privacy.types import Exchange, LocalTraining, Observation, Tensors
+
+
+class Unattackable(ValueError):
+    """This target cannot be treated by this attack; the message says why."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One observation, ready for matching, on the CPU.
+
+    ``observed`` holds what was seen of each linked round, in gradient units and float64;
+    ``labels [images]``; ``statistics`` what batch norm told, if that is used.
+    """
+
+    key: str
+    observed: tuple[Tensors, ...]
+    labels: Tensor
+    statistics: Tensors = field(default_factory=dict)
+
+
+def training_of(observation: Observation) -> LocalTraining:
+    """The local training an attack may rely on.
+
+    Raises:
+        Unattackable: an optimizer whose steps we cannot simulate.
+    """
+    training = observation.local_training
+    assert training is not None, "checked against `requires` before any work"
+    if training.optimizer != "sgd":
+        raise Unattackable(
+            f"clients train with {training.optimizer!r}: expected 'sgd' (with momentum or weight "
+            f"decay if need be); other optimizers hide the gradient behind their own state"
+        )
+    return training
+
+
+def members_of(exchange: Exchange, training: LocalTraining) -> tuple[int, ...]:
+    """Number of images of each client behind an exchange.
+
+    Raises:
+        Unattackable: unknown, or none.
+    """
+    if exchange.flaw:
+        raise Unattackable(exchange.flaw)
+    if exchange.num_examples is None:
+        raise Unattackable(
+            "the number of examples behind the update is unknown: expected a num-examples metric "
+            "in the client's reply"
+        )
+    counts = tuple(training.images(n) for n in exchange.members or (exchange.num_examples,))
+    if not all(counts):
+        raise Unattackable(f"no image took part in the update (clients held {counts})")
+    return counts
+
+
+def gradient_units(exchange: Exchange, training: LocalTraining, *, one_step: bool) -> Tensors:
+    """What was seen, as a gradient: ``-update / lr``, in float64.
+
+    Of one SGD step the weight decay is taken off, which leaves the loss gradient exactly
+    (momentum starts at zero in each round). With ``one_step`` false and several steps it
+    is their sum, and whoever matches it has to unroll them.
+
+    Raises:
+        Unattackable: values that are not finite.
+    """
+    decay = training.weight_decay if one_step else 0.0
+    seen = {
+        name: -update.double() / training.lr - decay * exchange.parameters[name].double()
+        for name, update in exchange.update.items()
+    }
+    broken = [name for name, value in seen.items() if not value.isfinite().all()]
+    if broken:
+        raise Unattackable(f"the update holds values that are not finite, first in {broken[0]}")
+    if not any(value.any() for value in seen.values()):
+        raise Unattackable("the update is zero everywhere, so it tells nothing")
+    return seen
+
+
+def check_linked(observation: Observation, training: LocalTraining) -> None:
+    """Linked rounds can be attacked together only if they hold the same images.
+
+    Raises:
+        Unattackable: they do not, or cannot be known to.
+    """
+    counts = {exchange.num_examples for exchange in observation.exchanges}
+    if len(counts) > 1:
+        raise Unattackable(
+            f"the linked rounds hold {sorted(map(str, counts))} images: not the same"
+        )
+    drawn = training.algorithm == "fedsgd" and training.order == "shuffled"
+    if len(observation.exchanges) > 1 and drawn and counts == {training.batch_size}:
+        raise Unattackable(
+            "each linked round holds another random batch (fedsgd, shuffled), so they cannot be "
+            "attacked together: expected unit = 'update', order = 'sequential' or algorithm = "
+            "'fedavg'"
+        )
+
+
+def prepare(observation: Observation, model: nn.Module, *, unrolled: bool = True) -> Target:
+    """What was seen of a target, and its labels, which are inferred unless granted.
+
+    ``model`` is the `skeleton` of the observation's network.
+
+    Raises:
+        Unattackable: the target cannot be matched; the message says why.
+    """
+    training = training_of(observation)
+    members, *_ = [members_of(exchange, training) for exchange in observation.exchanges]
+    check_linked(observation, training)
+    taken = max(training.steps(n) for n in members)
+    one_step = not unrolled or taken == 1
+    everything = [gradient_units(e, training, one_step=one_step) for e in observation.exchanges]
+    together = 1 if unrolled else taken
+    seen = tuple(
+        {n: g / together for n, g in one.items() if n not in observation.withheld}
+        for one in everything
+    )
+    if not seen[0]:
+        raise Unattackable("every layer of the update is withheld")
+    labels = observation.labels
+    if labels is None:
+        first = observation.exchanges[0]
+        state = {**first.parameters, **first.buffers}
+        steps = taken if unrolled else 1
+        mean = {n: torch.stack([one[n] for one in seen]).mean(0) / steps for n in seen[0]}
+        labels = infer_labels(mean, model, state, observation.task, sum(members))
+    return Target(observation.key, seen, labels[: sum(members)])
