@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +40,15 @@ class RecordingError(ValueError):
 
 
 class Manifest(BaseModel):
-    """What a recording is of; written once, when it is created."""
+    """What a recording is of; written once, when it is created.
+
+    ``id`` tells it from any other recording; it is empty in recordings older than the field.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     format_version: int = FORMAT_VERSION
+    id: str = Field(default_factory=lambda: uuid4().hex)
     created: str
     model: str | None = None
     dataset: str | None = None
