@@ -24,6 +24,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 LINES_PER_SEGMENT = 1000
 LINE_BYTES = 512
+UPDATE_FILE = r"updates/[0-9]+/-?[0-9]+/[0-9]+\.safetensors"
 STORABLE = frozenset(
     {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
     | {"float16", "float32", "float64", "complex64"}
@@ -33,6 +34,9 @@ Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
 Kind = Literal["parameter", "buffer", "unknown"]
 Payload = Literal["weights", "update", "sparse-update"]
+
+
+Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 
 
 class RecordingError(ValueError):
@@ -63,8 +67,9 @@ class Entry(BaseModel):
     """One index line: one reply of one client, or its failure.
 
     ``n`` counts the entries of an attempt. ``file`` is empty when there is none (status
-    ``error: reason``). The digests are SHA-256 in hexadecimal: ``sha256`` of the file,
-    ``schema_digest`` and ``global_digest`` name files in ``schemas`` and ``globals``.
+    ``error: reason``), else it lies in ``updates``. The digests are SHA-256 in hexadecimal:
+    ``sha256`` of the file, ``schema_digest`` and ``global_digest`` name files in ``schemas``
+    and ``globals``.
     """
 
     model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
@@ -73,11 +78,11 @@ class Entry(BaseModel):
     round: int
     node: str
     n: int
-    file: str = ""
+    file: Annotated[str, Field(pattern=f"^({UPDATE_FILE})?$")] = ""
     bytes: int = 0
-    sha256: str = ""
-    schema_digest: Annotated[str, Field(alias="schema")] = ""
-    global_digest: Annotated[str, Field(alias="global")] = ""
+    sha256: Digest = ""
+    schema_digest: Annotated[Digest, Field(alias="schema")] = ""
+    global_digest: Annotated[Digest, Field(alias="global")] = ""
     num_examples: int | None = None
     status: str = "ok"
     payload: Payload = "weights"

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from fl_privacy.protocols import Progress, silent
+from fl_privacy.recording_check import check
 from fl_privacy.recording_format import (
     FORMAT_VERSION,
-    LINES_PER_SEGMENT,
     MANIFEST,
     Entry,
     Manifest,
@@ -22,10 +22,9 @@ from fl_privacy.recording_format import (
     Schema,
     digest,
 )
+from fl_privacy.recording_index import global_path, header, read_entries, strays
 from fl_privacy.recording_store import LocalStore, Store, open_store
 from fl_privacy.types import LazyTensors, Tensors
-
-_ENTRIES = TypeAdapter(list[Entry])
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -50,38 +49,6 @@ def read_manifest(store: Store) -> Manifest:
         raise RecordingError(f"{where}: not a manifest ({error}); restore the file") from error
     except ValidationError as error:
         raise RecordingError(f"{where}: not a manifest; {error.errors()[0]['msg']}") from error
-
-
-def read_segment(store: Store, name: str, *, last: bool) -> list[Entry]:
-    """The entries of one index segment; the unterminated last line of the last is ignored.
-
-    Raises:
-        RecordingError: a line that is no entry; names the file and the line.
-    """
-    lines = store.read(f"index/{name}").split(b"\n")
-    tail = lines.pop()
-    where = store.where(f"index/{name}")
-    if tail and not last:
-        raise RecordingError(f"{where}: line {len(lines) + 1} is cut off; restore the file")
-    try:
-        return _ENTRIES.validate_json(b"[" + b",".join(lines) + b"]")
-    except ValidationError:
-        for number, line in enumerate(lines, start=1):
-            try:
-                Entry.model_validate_json(line)
-            except ValidationError as error:
-                raise RecordingError(
-                    f"{where}: line {number} is damaged ({error.errors()[0]['msg']}); "
-                    f"restore the file"
-                ) from error
-        raise RecordingError(f"{where}: damaged; restore the file") from None
-
-
-def read_entries(store: Store) -> Iterator[Entry]:
-    """All entries in the order they were written."""
-    names = store.names("index")
-    for name in names:
-        yield from read_segment(store, name, last=name == names[-1])
 
 
 class Recording:
@@ -141,14 +108,14 @@ class Recording:
         """The schema of the parameters that were sent."""
         sha = entry.global_digest
         if sha not in self._schema_of_global:
-            path = _global_path(entry)
-            metadata, _ = _header(self._store.where(path), self._intact(path, sha))
-            self._schema_of_global[sha] = metadata["schema"]
+            path = global_path(entry)
+            metadata, _ = header(self._store.where(path), self._intact(path, sha))
+            self._schema_of_global[sha] = metadata.get("schema", "")
         return self.schema(self._schema_of_global[sha])
 
     def sent(self, entry: Entry) -> Tensors:
         """The tensors the server sent, as it sent them; checked when first read."""
-        path = _global_path(entry)
+        path = global_path(entry)
         return self._tensors(path, entry.global_digest, self.sent_schema(entry))
 
     def returned(self, entry: Entry) -> Tensors:
@@ -166,45 +133,12 @@ class Recording:
 
     def verify(self, progress: Progress = silent) -> list[str]:
         """Read everything and list what is wrong; each line names the file."""
-        problems: list[str] = []
-        checked: set[str] = set()
-        names = self._store.names("index")
-        for number, name in enumerate(names, start=1):
-            try:
-                entries = read_segment(self._store, name, last=number == len(names))
-            except RecordingError as error:
-                problems.append(str(error))
-                continue
-            done = (number - 1) * LINES_PER_SEGMENT
-            total = done + len(entries) if number == len(names) else len(names) * LINES_PER_SEGMENT
-            for i, entry in enumerate(entries, start=1):
-                problems += self._problems(entry, checked)
-                progress(done + i, total)
-        return problems
+        return check(self._store, progress)
 
-    def _problems(self, entry: Entry, checked: set[str]) -> Iterator[str]:
-        shared = [(_global_path(entry), entry.global_digest)] if entry.global_digest else []
-        if entry.file:
-            shared.append((f"schemas/{entry.schema_digest}.json", entry.schema_digest))
-        for path, sha in shared:
-            if path not in checked:
-                checked.add(path)
-                yield from self._problem(path, sha)
-        if entry.file:
-            yield from self._problem(entry.file, entry.sha256, entry)
-
-    def _problem(self, path: str, sha: str, entry: Entry | None = None) -> Iterator[str]:
-        where = self._store.where(path)
-        try:
-            data = self._store.read(path)
-            if entry and len(data) != entry.bytes:
-                yield f"{where}: {len(data)} bytes, expected {entry.bytes}"
-            elif digest(data) != sha:
-                yield f"{where}: the content does not match its checksum"
-            elif entry and own_entry(where, data) != entry:
-                yield f"{where}: its index line was changed"
-        except RecordingError as error:
-            yield str(error)
+    def unlisted(self) -> list[str]:
+        """Update files that no index line names, as a kill leaves them; resuming lists them."""
+        listed = {entry.file for entry in read_entries(self._store)}
+        return [self._store.where(path) for path in strays(self._store, listed)]
 
     def _intact(self, path: str, sha: str) -> bytes:
         data = self._store.read(path)
@@ -241,35 +175,3 @@ class Recording:
             data = self._intact(path, sha)
             self._fetched = (path, safetensors.torch.load(data))
         return self._fetched[1]
-
-
-def own_entry(where: str, data: bytes) -> Entry:
-    """The index line of an update, rebuilt from the update file itself.
-
-    Raises:
-        RecordingError: not a whole update file.
-    """
-    metadata, end = _header(where, data)
-    if end != len(data):
-        raise RecordingError(f"{where}: {len(data)} bytes, expected {end}")
-    try:
-        entry = Entry.model_validate_json(metadata.get("entry", ""))
-    except ValidationError as error:
-        raise RecordingError(f"{where}: holds no index line of its own") from error
-    return entry.model_copy(update={"bytes": len(data), "sha256": digest(data)})
-
-
-def _header(where: str, data: bytes) -> tuple[dict[str, str], int]:
-    """Metadata of a safetensors file and where its last tensor ends."""
-    try:
-        start = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:start])
-        metadata: dict[str, str] = header.pop("__metadata__", {})
-        ends = [int(tensor["data_offsets"][1]) for tensor in header.values()]
-        return metadata, start + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordingError(f"{where}: not a whole safetensors file ({error})") from error
-
-
-def _global_path(entry: Entry) -> str:
-    return f"globals/{entry.global_digest}.safetensors"

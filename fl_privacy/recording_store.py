@@ -6,9 +6,11 @@ local folder does not go through it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -158,17 +160,41 @@ class LocalStore:
             _write(target, lines, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             _sync([target, *changed])
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._unwritable(error, path) from error
 
     def flush(self) -> None:
         """Every line is on disk already."""
 
+    def lock(self) -> int:
+        """Make the folder and lock it until the returned descriptor is closed.
+
+        Raises:
+            RecordingError: it cannot be made, or another process has locked it.
+        """
+        with ExitStack() as opened:
+            try:
+                _sync(list(_make_folder(self.root)))
+                descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+                opened.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RecordingError(
+                    f"{self.root}: another process is writing it; wait for it to end"
+                ) from error
+            except OSError as error:
+                raise RecordingError(
+                    f"{self.root}: cannot be written and locked ({error.strerror}); choose a new "
+                    f"folder on a disk of this machine"
+                ) from error
+            opened.pop_all()
+        return descriptor
+
     def remove(self, path: str) -> None:
         (self.root / path).unlink(missing_ok=True)
 
-    def _unwritable(self, error: OSError) -> RecordingError:
+    def _unwritable(self, error: OSError, path: str = "") -> RecordingError:
         return RecordingError(
-            f"{error.filename or self.root}: cannot be written ({error.strerror}); choose a "
+            f"{error.filename or self.root / path}: cannot be written ({error.strerror}); choose a "
             f"folder that is writable and has room"
         )
 

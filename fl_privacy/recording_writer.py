@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -27,11 +27,18 @@ from fl_privacy.recording_format import (
     encode,
     line_of,
 )
-from fl_privacy.recording_reader import own_entry, read_entries, read_manifest
-from fl_privacy.recording_store import TEMPORARY, LocalStore, Store, open_store
+from fl_privacy.recording_index import (
+    numbers_of,
+    own_entry,
+    read_entries,
+    segment_name,
+    strays,
+)
+from fl_privacy.recording_opening import check_same, create, recover
+from fl_privacy.recording_store import LocalStore, Store, open_store
 
-_FIXED = ("model", "dataset", "task", "local_training")
 WAITING_BYTES = 64 * 2**20
+LOST = "error: lost, the recording was interrupted"
 
 
 class RecordingWriter:
@@ -49,7 +56,8 @@ class RecordingWriter:
         self._waiting: dict[str, bytes] = {}
         self._schema: tuple[object, str] = (None, "")
         self._lock = Lock()
-        self._owned: int | None = None
+        self._broken = ""
+        self._owned = ExitStack()
 
     @classmethod
     def open(
@@ -69,18 +77,20 @@ class RecordingWriter:
         store = open_store(location)
         if isinstance(store, LocalStore) and not store.root.is_absolute():
             raise RecordingError(f"{location}: expected an absolute folder, got a relative one")
-        if store.exists(MANIFEST):
-            if not resume:
+        with ExitStack() as owned:
+            if isinstance(store, LocalStore):
+                owned.callback(os.close, store.lock())
+            if not store.exists(MANIFEST):
+                create(store, manifest)
+            elif resume:
+                check_same(store, manifest)
+            else:
                 raise RecordingError(
                     f"{store.where()}: already holds a recording; choose a new folder or resume"
                 )
-            _check_same(store, manifest)
-        else:
-            _create(store, manifest)
-        owned = _own(store)
-        writer = cls(store, *_recover(store))
-        writer._owned = owned
-        writer._adopt()
+            writer = cls(store, *recover(store))
+            writer._adopt()
+            writer._owned = owned.pop_all()
         return writer
 
     def put_global(self, arrays: Arrays, layout: Layout = NO_LAYOUT) -> tuple[str, str]:
@@ -91,7 +101,7 @@ class RecordingWriter:
         Returns:
             The digests of the schema and of the stored file.
         """
-        with self._lock:
+        with self._writing():
             schema = self._put_schema(arrays, layout)
             data = encode(arrays, {"schema": schema})
             sha = digest(data)
@@ -128,9 +138,10 @@ class RecordingWriter:
 
         Raises:
             RecordingError: no room, not writable, or a reply that cannot be stored; none of
-                the group is listed then.
+                the group is listed then. If the index itself could not be written, every
+                later call is refused, and resuming lists what was stored.
         """
-        with self._lock:
+        with self._writing():
             entries: list[Entry] = []
             self._put(self._files(replies, entries))
             self._list(entries)
@@ -138,18 +149,16 @@ class RecordingWriter:
 
     def end_round(self, round: int) -> None:
         """Make the round's index lines visible on an object store."""
-        with self._lock:
+        with self._writing():
             self._put([])
             self._store.flush()
 
     def close(self) -> None:
         """Flush and let another writer in."""
-        with self._lock:
-            self._put([])
-            self._store.flush()
-            if self._owned is not None:
-                os.close(self._owned)
-                self._owned = None
+        with self._lock, self._owned:
+            if not self._broken:
+                self._put([])
+                self._store.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -161,6 +170,15 @@ class RecordingWriter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._lock:
+            if self._broken:
+                raise RecordingError(
+                    f"{self._broken}; nothing more is recorded, resume the run to go on"
+                )
+            yield
 
     def _put_schema(self, arrays: Arrays, layout: Layout) -> str:
         """Nearly every reply has the schema of the one before."""
@@ -209,85 +227,36 @@ class RecordingWriter:
             if self._lines == LINES_PER_SEGMENT:
                 self._segment, self._lines = self._segment + 1, 0
             fitting = entries[: LINES_PER_SEGMENT - self._lines]
-            path = f"index/{self._segment:06d}.jsonl"
-            self._store.append(path, b"".join(line_of(entry) for entry in fitting))
+            path = f"index/{segment_name(self._segment)}"
+            try:
+                self._store.append(path, b"".join(line_of(entry) for entry in fitting))
+            except RecordingError as error:
+                self._broken = str(error)  # the file may end in half a line
+                raise
             self._lines += len(fitting)
             self._n = fitting[-1].n + 1
             entries = entries[len(fitting) :]
 
     def _adopt(self) -> None:
-        """List the intact updates that the last attempt stored but could not list."""
-        for folder in ("schemas", "globals"):
-            for name in self._store.names(folder):
-                if name.endswith(TEMPORARY):
-                    self._store.remove(f"{folder}/{name}")
+        """List the intact updates that the last attempt stored but could not list.
+
+        Failures have no file of their own: a number that is missing between was one.
+        """
         last = self.attempt - 1
-        listed = {entry.file for entry in read_entries(self._store) if entry.attempt == last}
-        for path in _updates(self._store, last):
-            if path.endswith(TEMPORARY):
-                self._store.remove(path)
-            elif path not in listed:
-                try:
-                    entry = own_entry(self._store.where(path), self._store.read(path))
-                except RecordingError:
-                    continue  # cut short by the kill: it was never listed
-                self._list([entry])
+        listed = [entry for entry in read_entries(self._store) if entry.attempt == last]
+        self._n = listed[-1].n + 1 if listed else 0
+        for path in strays(self._store, {entry.file for entry in listed}):
+            attempt, n, round = numbers_of(path)
+            if attempt != last or n < self._n:
+                continue
+            try:
+                entry = own_entry(self._store.where(path), self._store.read(path))
+            except RecordingError:
+                continue  # cut short by the kill: it was never listed
+            lost = [
+                Entry(attempt=last, round=round, node="", n=i, status=LOST)
+                for i in range(self._n, n)
+            ]
+            self._list([*lost, entry])
         self._store.flush()
         self._n = 0
-
-
-def _create(store: Store, manifest: Manifest) -> None:
-    strangers = [name for name in store.names("") if not name.endswith(TEMPORARY)]
-    if strangers:
-        raise RecordingError(
-            f"{store.where()}: exists and is not a recording (it holds "
-            f"{', '.join(strangers[:3])}); choose a new or empty folder"
-        )
-    store.put([(MANIFEST, manifest.model_dump_json(indent=2).encode())])
-
-
-def _check_same(store: Store, manifest: Manifest) -> None:
-    first = read_manifest(store)
-    for name in _FIXED:
-        if getattr(first, name) != getattr(manifest, name):
-            raise RecordingError(
-                f"{store.where(MANIFEST)}: holds {name} {getattr(first, name)}, the run to resume "
-                f"has {getattr(manifest, name)}; record it in a new folder"
-            )
-
-
-def _own(store: Store) -> int | None:
-    """Lock a local recording until the process ends."""
-    if not isinstance(store, LocalStore):
-        return None
-    descriptor = os.open(store.root / MANIFEST, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise RecordingError(
-            f"{store.where()}: another process is writing it; wait for it to end"
-        ) from error
-    return descriptor
-
-
-def _recover(store: Store) -> tuple[int, int, int]:
-    """Cut a torn tail; the new attempt, the open segment and its number of lines."""
-    names = store.names("index")
-    attempts = [int(name) for name in store.names("updates") if name.isdigit()]
-    if not names:
-        return max(attempts, default=0) + 1, 0, 0
-    path = f"index/{names[-1]}"
-    data = store.read(path)
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        store.put([(path, whole)])
-    attempts += (entry.attempt for entry in read_entries(store))
-    return max(attempts, default=0) + 1, int(names[-1].split(".")[0]), whole.count(b"\n")
-
-
-def _updates(store: Store, attempt: int) -> Iterator[str]:
-    root = f"updates/{attempt}"
-    for round in sorted(store.names(root), key=lambda name: (len(name), name)):
-        for name in sorted(store.names(f"{root}/{round}"), key=lambda name: (len(name), name)):
-            yield f"{root}/{round}/{name}"

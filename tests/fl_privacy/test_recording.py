@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
+import shutil
 import stat
 import tempfile
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import hypothesis.extra.numpy as hnp
@@ -20,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fl_privacy import recording_store, recording_writer
 from fl_privacy.recording import (
     Entry,
     Layout,
@@ -33,6 +38,8 @@ from fl_privacy.recording import (
     match_names,
 )
 from fl_privacy.recording_format import STORABLE
+from fl_privacy.recording_opening import create
+from fl_privacy.recording_store import Store
 from fl_privacy.types import LocalTraining, Task
 
 MANIFEST = Manifest(
@@ -300,6 +307,30 @@ def test_a_recording_has_one_writer(tmp_path: Path) -> None:
     RecordingWriter.open(tmp_path / "r", MANIFEST, resume=True).close()
 
 
+def test_the_lock_comes_before_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two creators: the second arrives when the first has not yet written its manifest."""
+
+    def create_while_another_comes(store: Store, manifest: Manifest) -> None:
+        monkeypatch.undo()
+        with pytest.raises(RecordingError, match="another process is writing it"):
+            RecordingWriter.open(tmp_path / "r", MANIFEST)
+        create(store, manifest)
+
+    monkeypatch.setattr(recording_writer, "create", create_while_another_comes)
+    with RecordingWriter.open(tmp_path / "r", MANIFEST) as writer:
+        reply(writer)
+    assert Recording(tmp_path / "r").verify() == []
+
+
+def test_a_refused_opening_leaves_no_lock(tmp_path: Path) -> None:
+    record(tmp_path / "r")
+    for _ in range(2):
+        with pytest.raises(RecordingError, match="already holds a recording"):
+            RecordingWriter.open(tmp_path / "r", MANIFEST)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -387,6 +418,70 @@ def test_a_damaged_line_is_named_with_its_number(tmp_path: Path) -> None:
         list(Recording(tmp_path / "r").entries())
 
 
+@pytest.mark.parametrize("gone", ["000000.jsonl", "000001.jsonl", "000002.jsonl"])
+def test_a_missing_segment_is_named(gone: str, tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    lost = Reply(1, "7", None, None, "", status="error: lost")
+    with RecordingWriter.open(root, MANIFEST) as writer:
+        writer.extend([lost] * 2000)
+        for round in (2, 3):
+            writer.extend([Reply(round, "7", WEIGHTS, 1, writer.put_global(WEIGHTS)[1])])
+    assert Recording(root).verify() == []
+    (root / "index" / gone).unlink()
+    problem, *_ = Recording(root).verify()
+    assert f"index/{gone}: " in problem
+    if gone != "000002.jsonl":  # the end of an index cannot be told from a run that ended there
+        for use in (
+            lambda: list(Recording(root).entries()),
+            lambda: RecordingWriter.open(root, MANIFEST, resume=True),
+        ):
+            with pytest.raises(RecordingError, match=rf"{gone}: the file is missing"):
+                use()
+
+
+def test_a_missing_index_is_noticed(tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    record(root)
+    shutil.rmtree(root / "index")
+    (problem,) = Recording(root).verify()
+    assert "index/000000.jsonl: lines are missing, updates of 3 rounds of attempt 1" in problem
+    assert len(Recording(root).unlisted()) == 6
+
+
+def test_missing_lines_are_noticed(tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    lost = Reply(1, "7", None, None, "", status="error: lost")
+    with RecordingWriter.open(root, MANIFEST) as writer:
+        writer.extend([lost] * 1005)
+    for name, line in (("000000.jsonl", 7), ("000001.jsonl", 2)):
+        path = root / "index" / name
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[: line - 1] + lines[line:]))
+        assert f"{name}: " in Recording(root).verify()[0]
+        path.write_bytes(b"".join(lines))
+    assert Recording(root).verify() == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("file", "/etc/passwd"),
+        ("file", "updates/1/1/../../../../secret.safetensors"),
+        ("file", "updates/1/1/0.safetensors\n"),
+        ("file", "globals/x.safetensors"),
+        ("sha256", "../../x"),
+        ("schema", "../manifest"),
+        ("global", "../../x"),
+    ],
+)
+def test_a_line_that_leaves_the_recording_is_refused(key: str, value: str, tmp_path: Path) -> None:
+    record(tmp_path / "r", rounds=1, clients=1)
+    index = tmp_path / "r/index/000000.jsonl"
+    index.write_text(json.dumps({**json.loads(index.read_text()), key: value}) + "\n")
+    with pytest.raises(RecordingError, match=r"000000.jsonl: line 1 is damaged"):
+        list(Recording(tmp_path / "r").entries())
+
+
 # --- after a kill ----------------------------------------------------------------------
 
 
@@ -411,6 +506,124 @@ def test_lines_an_object_store_never_got_are_rebuilt_from_the_updates() -> None:
         assert resumed.attempt == 2
     assert list(Recording(location).entries()) == expected
     assert Recording(location).verify() == []
+
+
+def disk_full_after(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index takes ``size`` more bytes, then nothing."""
+    write = recording_store._write
+
+    def write_some(path: Path, data: bytes, flags: int) -> None:
+        if path.parent.name != "index":
+            return write(path, data, flags)
+        write(path, data[:size], flags)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(recording_store, "_write", write_some)
+
+
+@pytest.mark.parametrize("size", [0, 100, 700])
+def test_a_full_disk_loses_nothing_that_was_stored(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "r"
+    with RecordingWriter.open(root, MANIFEST) as writer:
+        first = reply(writer)
+        disk_full_after(size, monkeypatch)
+        with pytest.raises(
+            RecordingError, match=r"000000.jsonl: cannot be written \(No"
+        ):
+            writer.extend([Reply(1, str(i), WEIGHTS, i, first.global_digest) for i in range(2)])
+        monkeypatch.undo()
+        for use in (lambda: reply(writer, 2), lambda: writer.end_round(1)):
+            with pytest.raises(RecordingError, match="nothing more is recorded, resume the run"):
+                use()
+    assert Recording(root).verify() == []
+    with RecordingWriter.open(root, MANIFEST, resume=True) as writer:
+        reply(writer)
+    entries = list(Recording(root).entries())
+    assert [(e.attempt, e.n, e.node) for e in entries] == [
+        (1, 0, "7"),
+        (1, 1, "0"),
+        (1, 2, "1"),
+        (2, 0, "7"),
+    ]
+    assert Recording(root).verify() == []
+
+
+def test_a_failure_that_was_not_listed_leaves_no_gap() -> None:
+    location = next(_urls)
+    writer = RecordingWriter.open(location, MANIFEST)
+    kept = [reply(writer), failure(writer), failure(writer), reply(writer)]  # killed here
+    RecordingWriter.open(location, MANIFEST, resume=True).close()
+    entries = list(Recording(location).entries(status=None))
+    assert [e.n for e in entries] == [0, 1, 2, 3]
+    assert [e for e in entries if e.ok] == [kept[0], kept[3]]
+    assert {e.status for e in entries if not e.ok} == {"error: lost, the recording was interrupted"}
+    assert Recording(location).verify() == []
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_kill_while_resuming_doubles_nothing(whole: bool, tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    record(root)
+    index = root / "index/000000.jsonl"
+    intact = index.read_bytes()
+    temporary = index.with_name("000000.jsonl.123.tmp")
+    temporary.write_bytes(intact if whole else intact[:-200])
+    index.write_bytes(intact[:-40])
+    assert len(list(Recording(root).entries())) == 5
+    assert Recording(root).verify() == []
+    RecordingWriter.open(root, MANIFEST, resume=True).close()
+    assert index.read_bytes() == intact
+    assert list(root.rglob("*.tmp")) == []
+
+
+class Killed(BaseException):
+    """Nothing may catch it."""
+
+
+def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all writes, syncs and renames from number ``step`` on not happen; writes by half."""
+    passed = 0
+
+    def kill(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            nonlocal passed
+            passed += 1
+            if passed <= step:
+                return real(*args)
+            if name == "write" and passed == step + 1:
+                real(args[0], args[1][: len(args[1]) // 2])
+            raise Killed
+
+        return call
+
+    for name in ("write", "fsync", "replace"):
+        owner: Any = Path if name == "replace" else os
+        monkeypatch.setattr(owner, name, kill(name, getattr(owner, name)))
+
+
+def test_a_resumption_may_be_killed_at_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(tmp_path / "whole", rounds=1, clients=4)
+    index = tmp_path / "whole/index/000000.jsonl"
+    intact = index.read_bytes()
+    index.write_bytes(b"".join(intact.splitlines(keepends=True)[:2]) + intact[-99:-9])
+    for step in count():
+        root = tmp_path / str(step)
+        shutil.copytree(tmp_path / "whole", root)
+        killed_at(step, monkeypatch)
+        try:
+            RecordingWriter.open(root, MANIFEST, resume=True).close()
+            break
+        except Killed:
+            monkeypatch.undo()
+        assert 2 <= len(list(Recording(root).entries())) <= 4
+        assert Recording(root).verify() == []
+        RecordingWriter.open(root, MANIFEST, resume=True).close()
+        assert (root / "index/000000.jsonl").read_bytes() == intact, step
+    assert step > 6
 
 
 def test_cut_and_temporary_files_are_not_adopted(tmp_path: Path) -> None:

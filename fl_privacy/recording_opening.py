@@ -1,0 +1,60 @@
+"""Before the first line is written: a recording is created, or checked and cleared to resume."""
+
+from __future__ import annotations
+
+from fl_privacy.recording_format import MANIFEST, Manifest, RecordingError
+from fl_privacy.recording_index import attempts, files_of, read_entries, segments
+from fl_privacy.recording_reader import read_manifest
+from fl_privacy.recording_store import TEMPORARY, Store
+
+_FOLDERS = ("index", "schemas", "globals")
+_FIXED = ("model", "dataset", "task", "local_training")
+
+
+def create(store: Store, manifest: Manifest) -> None:
+    """Write the manifest of a new recording.
+
+    Raises:
+        RecordingError: the folder holds something else.
+    """
+    strangers = [name for name in store.names("") if not name.endswith(TEMPORARY)]
+    if strangers:
+        raise RecordingError(
+            f"{store.where()}: exists and is not a recording (it holds "
+            f"{', '.join(strangers[:3])}); choose a new or empty folder"
+        )
+    store.put([(MANIFEST, manifest.model_dump_json(indent=2).encode())])
+
+
+def check_same(store: Store, manifest: Manifest) -> None:
+    """Refuse to resume what was recorded of another model, data set or training.
+
+    Raises:
+        RecordingError: naming the first difference.
+    """
+    first = read_manifest(store)
+    for name in _FIXED:
+        if getattr(first, name) != getattr(manifest, name):
+            raise RecordingError(
+                f"{store.where(MANIFEST)}: holds {name} {getattr(first, name)}, the run to resume "
+                f"has {getattr(manifest, name)}; record it in a new folder"
+            )
+
+
+def recover(store: Store) -> tuple[int, int, int]:
+    """Clear what a kill left; the new attempt, the open segment and its number of lines."""
+    numbers = attempts(store)
+    left = [f"{folder}/{name}" for folder in _FOLDERS for name in store.names(folder)]
+    for path in left + [path for last in numbers[-1:] for path in files_of(store, last)]:
+        if path.endswith(TEMPORARY):
+            store.remove(path)
+    names = segments(store)
+    if not names:
+        return max(numbers, default=0) + 1, 0, 0
+    path = f"index/{names[-1]}"
+    data = store.read(path)
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        store.put([(path, whole)])
+    numbers += (entry.attempt for entry in read_entries(store))
+    return max(numbers, default=0) + 1, len(names) - 1, whole.count(b"\n")
