@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from adversaries.local_steps import Client, Sent, skeleton
 from adversaries.targets import Target, Unattackable, members_of, prepare, training_of
+from fl_privacy.recording import RecordingError
 from fl_privacy.seeding import generator
 from fl_privacy.types import Failure, Observation, Task, Tensors
 
@@ -172,7 +173,7 @@ def attack_chunks(
         for i in members:
             try:
                 targets[i] = prepare(observations[i], model)
-            except Unattackable as error:
+            except (Unattackable, RecordingError) as error:
                 ready[i] = Failure(observations[i].key, str(error))
         if targets:
             ready.update(zip(targets, solved(solve, model, first, targets, done), strict=True))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -106,7 +107,13 @@ def find(group: Group, name: str) -> type[Component]:
         singular = group.removesuffix("s").replace("ie", "y")
         raise ComponentError(f"no {singular} {name!r}; installed: {', '.join(sorted(table))}")
     module, _, attribute = table[name].partition(":")
-    component: type[Component] = getattr(import_module(module), attribute)
+    try:
+        component: type[Component] = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ComponentError(
+            f"{name} cannot be loaded from {table[name]}: {error}; reinstall the package that "
+            f"offers it, or remove it"
+        ) from error
     return component
 
 
@@ -179,10 +186,21 @@ def _split(spec: str) -> list[str]:
 
 
 def describe(name: str, component: type[BaseModel], error: ValidationError) -> str:
-    """A validation error in one line: expected, got, and the fields that exist."""
-    lines = [
-        f"{'.'.join(str(p) for p in e['loc']) or name}: {e['msg']} (got {e['input']!r})"
-        for e in error.errors()
-    ]
-    fields = ", ".join(f.alias or n for n, f in component.model_fields.items()) or "none"
-    return f"{name}: {'; '.join(lines)}. Settings of {name}: {fields}"
+    """A validation error in one line: expected, got, and the fields that exist if one was wrong."""
+    fields = [f.alias or n for n, f in component.model_fields.items()]
+    lines = [_describe_one(name, fields, detail) for detail in error.errors()]
+    unknown = any(e["type"] in ("extra_forbidden", "missing") for e in error.errors())
+    listed = f". Settings of {name}: {', '.join(fields) or 'none'}" if unknown else ""
+    return f"{name}: {'; '.join(lines)}{listed}"
+
+
+def _describe_one(name: str, fields: list[str], detail: Any) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        close = get_close_matches(where, fields, 1)
+        return f"no setting {where!r}" + (f", did you mean {close[0]!r}?" if close else "")
+    if detail["type"] == "missing":
+        return f"{where} is required"
+    what = str(detail["msg"]).removeprefix("Value error, ")
+    what = what[:1].lower() + what[1:]
+    return f"{where}: {what} (got {detail['input']!r})" if where else what

@@ -1,8 +1,8 @@
 """The demo: a real federation, half of it defended, attacked and shown on one page.
 
-Every update is the gradient of one image on an untrained LeNet, the easiest case there
+Every update is the gradient of one image on a hardly trained LeNet, the easiest case there
 is for the server; the page says so. The defended half adds Gaussian noise of standard
-deviation 0.5 to each gradient entry (0.05 in weight units at lr 0.1), more than most
+deviation 0.5 to each gradient entry (0.005 in weight units at lr 0.01), more than most
 federations could train with.
 """
 
@@ -25,10 +25,10 @@ from fl_privacy.settings import Scalar
 CLIENTS = 16
 SETTINGS: dict[str, Scalar] = {
     "num-server-rounds": 4,
-    "lr": 0.1,
+    "lr": 0.01,
     "batch-size": 1,
     "audit": True,
-    "client-defense": "gaussian_noise(scale=0.05)",
+    "client-defense": "gaussian_noise(scale=0.005)",
     "client-defended-share": 0.5,
 }
 ADVERSARIES = ("gradient_similarity", "gradient_similarity(tv=0.05)")

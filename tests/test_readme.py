@@ -94,7 +94,7 @@ def test_the_commands_of_the_readme_work(checkout: Path, environment: dict[str, 
     assert len(demo) == 3
     gain = mean_psnr(demo["gradient_similarity"], "") - mean_psnr(demo["baseline"], "")
     assert gain > 8
-    noise = "gaussian_noise(scale=0.05)"
+    noise = "gaussian_noise(scale=0.005)"
     strongest = max(mean_psnr(rows, noise) for name, rows in demo.items() if name != "baseline")
     assert abs(strongest - mean_psnr(demo["baseline"], noise)) < 2
     assert (runs / "defended" / "history.jsonl").exists()

@@ -1,5 +1,6 @@
 """Every attack against theory: zero loss at the truth, exactness, independence."""
 
+import uuid
 from dataclasses import replace
 from functools import partial
 
@@ -35,7 +36,7 @@ def recorded(
 ) -> list[Observation]:
     """Observations of clients that took one SGD step on ``images`` inputs each."""
     model = component.create("models", spec).build(task, seed=0).train(True)
-    location = f"memory://test-{spec}-{images}-{id(inputs)}"
+    location = f"memory://test-{uuid.uuid4().hex}"
     layout = Layout.of(model)
     state = {n: t.detach().clone() for n, t in model.state_dict().items()}
     manifest = Manifest(created="", model=spec, task=task, local_training=training)

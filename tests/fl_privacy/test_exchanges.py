@@ -97,3 +97,15 @@ def test_a_wrong_model_is_still_refused_as_a_whole(tmp_path: Path) -> None:
         ThreatModel().observe(
             Recording(tmp_path / "recording"), model=lambda: torch.nn.Linear(36, 4)
         )
+
+
+def test_a_damaged_update_fails_alone_and_is_named(tmp_path: Path) -> None:
+    observations = observed(tmp_path, None)
+    files = sorted((tmp_path / "recording" / "updates").rglob("*.safetensors"))
+    files[1].write_bytes(files[1].read_bytes()[:-10])
+    attack = GradientSimilarity(iterations=2)
+    first, damaged, last = attack.attack(observations, seed=0, device=CPU)
+    assert isinstance(first, Reconstruction)
+    assert isinstance(last, Reconstruction)
+    assert isinstance(damaged, Failure)
+    assert files[1].name in damaged.reason
