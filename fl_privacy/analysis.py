@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -17,22 +17,29 @@ import torch
 from pydantic import Field
 
 from fl_privacy import component
+from fl_privacy.code_digest import code_digest
 from fl_privacy.component import VERSION, Component
 from fl_privacy.protocols import Adversary, Metric, Progress, silent
 from fl_privacy.recording import Recording
-from fl_privacy.results import Cell, MetricInfo, ResultConfig, ResultSet, ResultWriter, load_results
+from fl_privacy.result_rows import members_of, row
+from fl_privacy.results import (
+    Cell,
+    MetricInfo,
+    ResultConfig,
+    ResultSet,
+    ResultWriter,
+    load_results,
+)
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.threat_model import ThreatModel, check_requirements
 from fl_privacy.truth import TruthVault
 from fl_privacy.types import (
-    Exchange,
     Failure,
     ModelFactory,
     Observation,
     PositiveInt,
     Reconstruction,
     Result,
-    Samples,
     Task,
 )
 
@@ -69,19 +76,17 @@ class Plan(Component):
     )
 
 
-def baseline_plan(plan: Plan, recording: Recording) -> Plan:
-    """The same analysis for the adversary that guesses.
+@dataclass(frozen=True)
+class Job:
+    """An analysis past all refusals: what is left is the work."""
 
-    It is granted the test split of the run's own data set, which makes its mean picture
-    the strongest single guess; without a known data set it answers with a constant.
-    """
-    known = {"auxiliary": recording.manifest.dataset or plan.threat_model.auxiliary}
-    return plan.model_copy(
-        update={
-            "adversary": "baseline",
-            "threat_model": plan.threat_model.model_copy(update={**known, "labels": "inferred"}),
-        }
-    )
+    folder: Path
+    config: ResultConfig
+    adversary: Adversary
+    observations: Sequence[Observation]
+    metrics: Mapping[str, Metric]
+    vault: TruthVault
+    device: torch.device
 
 
 def analyze(
@@ -93,37 +98,77 @@ def analyze(
     task: Task | None = None,
     progress: Progress = silent,
 ) -> ResultSet:
-    """Attack the recording of ``run`` and write ``results/``; done targets are not repeated.
+    """`prepare`, then `execute`."""
+    job = prepare(run, plan, model=model, model_name=model_name, task=task)
+    return execute(job, progress=progress)
+
+
+def prepare(
+    run: Path,
+    plan: Plan,
+    *,
+    model: ModelFactory | None = None,
+    model_name: str = "",
+    task: Task | None = None,
+) -> Job:
+    """Everything that can refuse an analysis of ``run``, before any work and any file.
 
     ``model`` (named ``model_name``) and ``task`` replace those of the manifest.
 
     Raises:
-        ThreatModelError, RecordingError, ComponentError: refused before any work.
+        ThreatModelError, RecordingError, ComponentError, DatasetError, AnalysisError: why not.
     """
     folder = RunFolder(run)
-    recording = Recording(folder.recording)
-    vault = TruthVault(folder.truth)
+    recording, vault = Recording(folder.recording), TruthVault(folder.truth)
     observations = plan.threat_model.observe(
         recording,
         model=model,
         task=task,
-        oracle=(lambda e: vault.samples([e]).labels) if folder.truth.exists() else None,
+        oracle=(lambda e: vault.samples(members_of([e])).labels) if folder.truth.exists() else None,
         rounds=plan.rounds,
     )[: plan.targets]
     adversary: Adversary = component.create("adversaries", plan.adversary)
-    name, _ = component.parse(plan.adversary)
-    check_requirements(adversary.requires, observations[0], name)
+    check_requirements(adversary.requires, observations[0], component.parse(plan.adversary)[0])
     metrics: dict[str, Metric] = {m: component.create("metrics", m) for m in plan.metrics}
     device = resolve_device(plan.device)
-    config = ResultConfig(
-        name=name,
-        adversary=component.spec_of("adversaries", adversary),  # type: ignore[arg-type]
-        model=model_name or recording.manifest.model or "",
+    config = config_of(plan, adversary, metrics, recording, observations[0].task, device)
+    config = config.model_copy(update={"model": model_name or config.model})
+    if isinstance(adversary, Batched):
+        width = adversary.width or stored_width(run, config)
+        if width is None:
+            seen = plan.threat_model.model_copy(update={"labels": "inferred", "auxiliary": ""})
+            everything = seen.observe(recording, model=model, task=task)
+            width = adversary.plan_width(everything, device=device)
+        config = config.model_copy(update={"width": width})
+        adversary = adversary.model_copy(update={"width": width})  # type: ignore[attr-defined]
+    results = folder.results / config.folder_name
+    return Job(results, config, adversary, observations, metrics, vault, device)
+
+
+def config_of(
+    plan: Plan,
+    adversary: Adversary,
+    metrics: Mapping[str, Metric],
+    recording: Recording,
+    task: Task,
+    device: torch.device,
+) -> ResultConfig:
+    """What decides the numbers; the width of a batch is still open (0)."""
+    assert isinstance(adversary, Component), "component.create makes nothing else"
+    return ResultConfig(
+        name=component.parse(plan.adversary)[0],
+        adversary=component.spec_of("adversaries", adversary),
+        settings=adversary.model_dump(mode="json"),
+        requires=tuple(sorted(adversary.requires)),
+        model=recording.manifest.model or "",
+        task=task,
         threat_model=plan.threat_model.model_dump(mode="json"),
         seed=plan.seed,
         device=device.type,
+        threads=torch.get_num_threads(),
         width=0,
         recording_digest=recording_digest(recording),
+        code_digest=code_digest(),
         metrics=tuple(
             MetricInfo(name=n, unit=m.unit, higher_is_leakier=m.higher_is_leakier)
             for n, m in metrics.items()
@@ -131,17 +176,24 @@ def analyze(
         oracle=plan.threat_model.oracles,
         versions={"fl-privacy": VERSION, "torch": torch.__version__, "numpy": np.__version__},
     )
-    if isinstance(adversary, Batched):
-        width = adversary.width or stored_width(run, config)
-        width = width or adversary.plan_width(observations, device=device)
-        config = config.model_copy(update={"width": width})
-        adversary = adversary.model_copy(update={"width": width})  # type: ignore[attr-defined]
-    writer = ResultWriter.open(folder.results / config.folder_name, config)
-    pending = [o for o in observations if o.key not in writer.done]
-    results = adversary.attack(pending, seed=plan.seed, device=device, progress=progress)
-    write_results(writer, pending, results, metrics, vault)
-    writer.finish()
-    return ResultSet(folder.results / config.folder_name)
+
+
+def execute(job: Job, *, progress: Progress = silent) -> ResultSet:
+    """Attack and write the results of ``job``, which are returned; what is done is not repeated.
+
+    The files in its folder hold every target that was ever attacked in this way.
+
+    Raises:
+        ResultError: the folder cannot be written, or another process is writing it.
+    """
+    with ResultWriter.open(job.folder, job.config) as writer:
+        pending = [o for o in job.observations if o.key not in writer.done]
+        results = job.adversary.attack(
+            pending, seed=job.config.seed, device=job.device, progress=progress
+        )
+        write_results(writer, pending, results, job.metrics, job.vault)
+        writer.finish()
+    return ResultSet(job.folder, frozenset(o.key for o in job.observations))
 
 
 def write_results(
@@ -172,51 +224,6 @@ def write_results(
         flush()
 
 
-def row(
-    observation: Observation,
-    result: Result | Failure,
-    metrics: Mapping[str, Metric],
-    vault: TruthVault,
-) -> dict[str, Cell]:
-    """One line of the result table."""
-    exchange = observation.exchanges[-1]
-    members = members_of(observation)
-    audited = all(vault.has(e) for e in members)
-    line: dict[str, Cell] = {
-        "key": observation.key,
-        "attempt": exchange.attempt,
-        "round": exchange.round,
-        "node": exchange.node,
-        "images": sum(e.num_examples or 0 for e in observation.exchanges),
-        "defense": defense_of(members, vault) if audited else None,
-        "labels": "inferred" if observation.labels is None else "oracle",
-    }
-    if isinstance(result, Failure):
-        return {**line, "status": "failed", "message": result.reason}
-    line |= {"status": result.outcome.status, "message": result.outcome.message}
-    line |= {"seconds": result.seconds, "loss": getattr(result, "loss", None)}
-    if audited:
-        truth = vault.samples(members)
-        line |= {n: score(metric, result, truth) for n, metric in metrics.items()}
-    return line
-
-
-def members_of(observation: Observation) -> list[Exchange]:
-    """The exchanges whose truth is behind a target: those of an aggregate one by one."""
-    return [replace(e, node=node) for e in observation.exchanges for node in e.node.split("+")]
-
-
-def score(metric: Metric, result: Result, truth: Samples) -> float | None:
-    """One result against its truth; None for a metric that needs the whole set."""
-    return None if metric.set_level else float(metric.score([result], [truth])[0])
-
-
-def defense_of(exchanges: Sequence[Exchange], vault: TruthVault) -> str:
-    """The defenses behind a target, as its clients wrote them down in the audit; "" is none."""
-    found = sorted({vault.defense(e) for e in exchanges})
-    return found[0] if len(found) == 1 else ", ".join(spec or "none" for spec in found)
-
-
 def stored_width(run: Path, config: ResultConfig) -> int | None:
     """The width of an earlier part of the same analysis, so that going on changes no bit."""
     wanted: dict[str, Any] = {**config.identity(), "width": None}
@@ -227,7 +234,10 @@ def stored_width(run: Path, config: ResultConfig) -> int | None:
 
 
 def recording_digest(recording: Recording) -> str:
-    """Identity of a recording: SHA-256 of its manifest, which is written once."""
+    """Identity of a recording: SHA-256 of its manifest, which is written once and has an id.
+
+    What was recorded under it is told apart target by target, whose keys are digests.
+    """
     return hashlib.sha256(recording.manifest.model_dump_json().encode()).hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -10,18 +11,19 @@ from typing import Any
 
 from pydantic import ValidationError
 from rich import box
-from rich.markup import escape
+from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from fl_privacy import component
-from fl_privacy.analysis import AnalysisError, Plan, analyze, baseline_plan
+from fl_privacy.analysis import AnalysisError, Plan, execute, prepare
 from fl_privacy.attack_progress import attack_progress
+from fl_privacy.baseline_job import prepare_baseline
 from fl_privacy.component import ComponentError, describe
-from fl_privacy.metrics.statistics import mean_interval
-from fl_privacy.recording import Recording
+from fl_privacy.printable import printable
+from fl_privacy.report import words
+from fl_privacy.report.scores import Score, analyses, defenses, score
 from fl_privacy.results import ResultSet
-from fl_privacy.run_folder import RunFolder
 from fl_privacy.threat_model import ThreatModel
 from fl_privacy.types import ModelFactory, Task
 
@@ -29,51 +31,74 @@ from fl_privacy.types import ModelFactory, Task
 def attack(
     run: Path, plan: Plan, *, model: str = "", task: Task | None = None
 ) -> tuple[ResultSet, ResultSet]:
-    """Run an adversary and the baseline on the same targets, each with its progress bar."""
-    recording = Recording(RunFolder(run).recording)
+    """Run an adversary and the baseline on the same targets, each with its progress bar.
+
+    Whatever can refuse either of them does so before the first attack.
+    """
     factory = custom_model(model) if model else None
-    plans = (plan, baseline_plan(plan, recording))
-    results = []
-    for each in plans:
-        with attack_progress(each.adversary) as progress:
-            results.append(
-                analyze(run, each, model=factory, model_name=model, task=task, progress=progress)
-            )
-    return results[0], results[1]
+    main = prepare(run, plan, model=factory, model_name=model, task=task)
+    guess, weaker = prepare_baseline(run, plan, model=factory, model_name=model, task=task)
+    if weaker:
+        Console(stderr=True, soft_wrap=True).print(f"[yellow]{printable(weaker)}[/]")
+    with attack_progress(main.config.adversary) as progress:
+        attacked = execute(main, progress=progress)
+    with attack_progress(guess.config.adversary) as progress:
+        return attacked, execute(guess, progress=progress)
 
 
 def scores(results: Sequence[ResultSet]) -> Table:
-    """Mean and 95 % interval of every metric: a column for each adversary, defenses below."""
+    """Mean, 95 % interval and n of every metric: a column for each adversary, defenses below."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("score")
     for result in results:
-        table.add_column(result.config.adversary.replace("_", " "), justify="right")
-    groups = sorted({row["defense"] or "" for result in results for row in result.rows()})
-    for defense in groups:
-        held = [[r for r in result.rows() if (r["defense"] or "") == defense] for result in results]
-        count = max(len(rows) for rows in held)
-        title = f"[bold]{escape(defense) or 'undefended'}[/], {count} targets"
-        table.add_row(title)
+        table.add_column(printable(words.plain(result.config.adversary)), justify="right")
+    columns = [analyses([result])[0] for result in results]
+    for defense in defenses(columns):
+        table.add_row(f"[bold]{printable(words.group_title(defense))}[/]")
         for metric in results[0].config.metrics:
-            cells = [interval([row[metric.name] for row in rows]) for rows in held]
-            table.add_row(f"  {metric.name}, {metric.unit}", *cells)
+            cells = [cell(score(column, defense, metric, None)) for column in columns]
+            table.add_row(printable(f"  {metric.name}, {metric.unit}"), *cells)
         table.add_section()
     return table
 
 
-def interval(values: Sequence[float | None]) -> str:
-    """``mean [low, high]``, or a dash when nothing could be scored."""
-    known = [value for value in values if value is not None]
-    if not known:
+def cell(line: Score) -> str:
+    """``mean [low, high], n 32`` as in the report, or a dash when nothing could be scored."""
+    if not line.interval.n:
         return "-"
-    mean = mean_interval(known)
-    return escape(f"{mean.mean:.3g} [{mean.low:.3g}, {mean.high:.3g}]")
+    return printable(f"{words.interval(line.interval, line.metric)}, n {line.interval.n}")
+
+
+def no_scores(result: ResultSet) -> str:
+    """Why nothing was scored; empty when something was."""
+    rows = [row for row in result.rows() if row["status"] != "failed"]
+    names = [metric.name for metric in result.config.metrics]
+    if not rows or any(row[name] is not None for row in rows for name in names):
+        return ""
+    return (
+        "No scores: the run kept no truth of these targets, so reconstructions cannot be compared "
+        "to the clients' data. Scores need an audit: record with audit=true (simulate --audit)."
+    )
 
 
 def failures(result: ResultSet) -> Mapping[str, int]:
     """Reason -> number of targets that could not be attacked."""
-    reasons = [row["message"] for row in result.rows() if row["status"] == "failed"]
-    return {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+    reasons = Counter(row["message"] for row in result.rows() if row["status"] == "failed")
+    return {reason: reasons[reason] for reason in sorted(reasons)}
+
+
+def local_folder(run: str) -> Path:
+    """The run folder a user named, which has to be on this machine.
+
+    Raises:
+        AnalysisError: a URL.
+    """
+    if "://" in run:
+        raise AnalysisError(
+            f"expected a local run folder, got {run}: results, truth and report lie beside the "
+            f"recording, so copy it to RUN/recording first (docs/threat-model.md)"
+        )
+    return Path(run)
 
 
 def read_threat_model(path: Path | None) -> ThreatModel:

@@ -10,6 +10,7 @@ from rich import progress
 from rich.console import Console
 from torch import Tensor
 
+from fl_privacy.printable import printable
 from fl_privacy.protocols import Progress
 
 REDRAW_SECONDS = 0.2
@@ -34,7 +35,7 @@ def attack_progress(name: str) -> Iterator[Progress]:
     )
     drawn = 0.0
     with progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=None, loss="")
+        task = bar.add_task(printable(name), total=None, loss="")
 
         def show(done: int, total: int, *, loss: Tensor | None = None) -> None:
             nonlocal drawn

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
@@ -26,7 +29,6 @@ import pyarrow.csv as pa_csv
 from safetensors import safe_open
 from safetensors.torch import save
 
-from fl_privacy.recording_store import write_atomically
 from fl_privacy.results_format import (
     COLUMNS,
     Cell,
@@ -37,13 +39,16 @@ from fl_privacy.results_format import (
     chunk_by_key,
     chunks_in,
     config_bytes,
+    nodes_of,
     parquet_bytes,
     read_chunk,
     read_config,
+    rounds_of,
     same_analysis,
     table_of,
     tensors_of,
 )
+from fl_privacy.results_store import own, put
 from fl_privacy.types import Outcome, Reconstruction
 
 __all__ = [
@@ -56,16 +61,19 @@ __all__ = [
     "ResultWriter",
     "Row",
     "load_results",
+    "nodes_of",
     "read_config",
+    "rounds_of",
 ]
 
 
 class ResultWriter:
-    """Writes one analysis, chunk by chunk; made by `open`."""
+    """The one writer of an analysis, chunk by chunk; made by `open`, let go by `close`."""
 
-    def __init__(self, folder: Path, config: ResultConfig) -> None:
+    def __init__(self, folder: Path, config: ResultConfig, lock: ExitStack) -> None:
         self._folder = folder
         self._config = config
+        self._lock = lock
         self._done = frozenset(chunk_by_key(folder, config))
 
     @classmethod
@@ -73,12 +81,30 @@ class ResultWriter:
         """Start an analysis in ``folder``, or go on with the one it holds.
 
         Raises:
-            ResultError: the folder holds another analysis.
+            ResultError: the folder holds another analysis, is being written by another
+                process, or cannot be written.
         """
-        if (folder / "config.json").exists():
-            config = same_analysis(folder, read_config(folder), config)
-        write_atomically([(folder / "config.json", config_bytes(config))])
-        return cls(folder, config)
+        with ExitStack() as lock:
+            lock.callback(os.close, own(folder))
+            if (folder / "config.json").exists():
+                config = same_analysis(folder, read_config(folder), config)
+            put([(folder / "config.json", config_bytes(config))], folder)
+            return cls(folder, config, lock.pop_all())
+
+    def close(self) -> None:
+        """Let another writer in."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     @property
     def done(self) -> frozenset[str]:
@@ -99,10 +125,9 @@ class ResultWriter:
             self._mark(complete=False)
         last = max((int(path.stem) for path in chunks_in(self._folder)), default=-1)
         stem = self._folder / "chunks" / f"{last + 1:06d}"
-        write_atomically([(stem.with_suffix(".safetensors"), save(tensors_of(reconstructions)))])
-        write_atomically(
-            [(stem.with_suffix(".parquet"), parquet_bytes(table_of(rows, self._config.columns())))]
-        )
+        table = table_of(rows, self._config.columns())
+        self._put(stem.with_suffix(".safetensors"), save(tensors_of(reconstructions)))
+        self._put(stem.with_suffix(".parquet"), parquet_bytes(table))
         self._done |= keys
 
     def finish(self) -> None:
@@ -110,8 +135,8 @@ class ResultWriter:
         table = ResultSet(self._folder).table
         text = io.BytesIO()
         pa_csv.write_csv(table, text)
-        exports = {"targets.parquet": parquet_bytes(table), "targets.csv": text.getvalue()}
-        write_atomically((self._folder / name, data) for name, data in exports.items())
+        self._put(self._folder / "targets.parquet", parquet_bytes(table))
+        self._put(self._folder / "targets.csv", text.getvalue())
         self._mark(complete=True)
 
     def _check(
@@ -134,19 +159,23 @@ class ResultWriter:
 
     def _mark(self, *, complete: bool) -> None:
         self._config = self._config.model_copy(update={"complete": complete})
-        write_atomically([(self._folder / "config.json", config_bytes(self._config))])
+        self._put(self._folder / "config.json", config_bytes(self._config))
+
+    def _put(self, path: Path, data: bytes) -> None:
+        put([(path, data)], self._folder)
 
 
 class ResultSet:
-    """Reads one analysis, complete or not."""
+    """Reads one analysis, complete or not; of ``keys`` only, when they are given."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keys: frozenset[str] | None = None) -> None:
         self.folder = folder
         self.config = read_config(folder)
+        self._keys = keys
 
     @cached_property
     def table(self) -> pa.Table:
-        """One row a target, in the order of writing."""
+        """One row a target, in the order of writing; all that were ever attacked so."""
         schema = self.config.columns()
         return pa.concat_tables(
             [schema.empty_table(), *(read_chunk(path, schema) for path in chunks_in(self.folder))]
@@ -154,7 +183,8 @@ class ResultSet:
 
     @cached_property
     def _rows(self) -> dict[str, dict[str, Any]]:
-        return {row["key"]: row for row in self.table.to_pylist()}
+        rows = {row["key"]: row for row in self.table.to_pylist()}
+        return {k: row for k, row in rows.items() if self._keys is None or k in self._keys}
 
     @cached_property
     def _where(self) -> dict[str, Path]:
@@ -166,7 +196,7 @@ class ResultSet:
 
     def reconstruction(self, key: str) -> Reconstruction | None:
         """What the adversary made of a target; None when it failed or is not there."""
-        if key not in self._where:
+        if key not in self._rows:
             return None
         path = self._where[key].with_suffix(".safetensors")
         with safe_open(path, framework="pt") as file:

@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor
 
-from fl_privacy.types import Reconstruction
+from fl_privacy.types import Reconstruction, Task
 
 Cell = str | int | float | bool | None
 Row = Mapping[str, Cell]
@@ -26,6 +26,7 @@ COLUMNS: Mapping[str, pa.DataType] = {
     "key": pa.string(),
     "attempt": pa.int64(),
     "round": pa.int64(),
+    "rounds": pa.string(),
     "node": pa.string(),
     "images": pa.int64(),
     "status": pa.string(),
@@ -35,7 +36,11 @@ COLUMNS: Mapping[str, pa.DataType] = {
     "defense": pa.string(),
     "labels": pa.string(),
 }
-"""Columns of every result table; one float64 column a metric follows."""
+"""Columns of every result table; one float64 column a metric follows.
+
+A target's members are the nodes of ``node``, joined by ``+``, in each of its ``rounds``, joined
+by ``,``; ``round`` is the last of these.
+"""
 
 
 class ResultError(ValueError):
@@ -55,9 +60,10 @@ class MetricInfo(BaseModel):
 class ResultConfig(BaseModel):
     """Everything that decides what an analysis computes, and where it ran.
 
-    ``adversary`` is the spec that makes it, ``name`` its component name;
-    ``model`` is what the attack differentiated; ``oracle`` names what was granted beyond
-    what a server sees.
+    ``adversary`` is the spec that makes it, ``name`` its component name, ``settings`` all its
+    hyperparameters, defaults too; ``requires`` names what it needs of an observation. ``model``
+    is what the attack differentiated; ``threads`` are torch's; ``oracle`` names what was
+    granted beyond what a server sees. Results that are older than a field have its default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -65,12 +71,17 @@ class ResultConfig(BaseModel):
     format_version: Literal[1] = 1
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     adversary: str
+    settings: dict[str, JsonValue] = {}
+    requires: tuple[str, ...] = ()
     model: str = ""
+    task: Task | None = None
     threat_model: dict[str, JsonValue]
     seed: int
     device: str
+    threads: int = 0
     width: int
     recording_digest: str
+    code_digest: str = ""
     metrics: tuple[MetricInfo, ...] = ()
     oracle: tuple[str, ...] = ()
     versions: dict[str, str] = {}
@@ -135,6 +146,18 @@ def same_analysis(folder: Path, held: ResultConfig, wanted: ResultConfig) -> Res
             f"choose another folder or remove this one"
         )
     return held
+
+
+def rounds_of(row: Mapping[str, Any]) -> list[int]:
+    """The rounds behind a target; empty when they are unknown."""
+    if row.get("rounds"):
+        return [int(part) for part in row["rounds"].split(",")]
+    return [] if row["round"] is None else [row["round"]]
+
+
+def nodes_of(node: str) -> list[str]:
+    """The clients behind a target, whose names an aggregate joins by ``+``."""
+    return node.split("+")
 
 
 def chunks_in(folder: Path) -> list[Path]:

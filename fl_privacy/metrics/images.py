@@ -1,7 +1,8 @@
 """How close a reconstructed image is to the true one: MSE, PSNR, SSIM.
 
-All score in pixel space, clamped to [0, 1], after the one-to-one matching of
-`fl_privacy.metrics.matching`. A result's score is the mean over its images.
+All score inputs of `in_unit_range` (the task's range mapped to [0, 1]), clamped, after the
+one-to-one matching of `fl_privacy.metrics.matching`. A result's score is the mean over its
+images.
 """
 
 from __future__ import annotations

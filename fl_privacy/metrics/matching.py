@@ -8,16 +8,26 @@ total squared error, and MSE, PSNR, SSIM and the report's pictures all use it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from fl_privacy.types import Reconstruction, Result, Samples
+from fl_privacy.types import Reconstruction, Result, Samples, Task
+
+Made = TypeVar("Made", Reconstruction, Samples)
+
+
+def in_unit_range(made: Made, task: Task) -> Made:
+    """Inputs in the task's range ``low .. high`` mapped to [0, 1], where they are scored."""
+    inputs = made.inputs.detach().to("cpu", torch.float64)
+    return replace(made, inputs=(inputs - task.low) / (task.high - task.low))
 
 
 def pixels(inputs: Tensor) -> Tensor:
-    """Inputs as they are scored: on the CPU, float64, clamped to [0, 1].
+    """Inputs of `in_unit_range` as they are scored: on the CPU, float64, clamped to [0, 1].
 
     A pixel that is not a number counts as 0 (black).
     """

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -88,20 +89,28 @@ def _spread(axes: Axes, spread: Spread, y: float) -> None:
         axes.plot([spread.interval.mean], [y], "D", color=INK, markersize=4)
 
 
-def accuracy_figure(rounds: Sequence[int], shares: Sequence[Interval], what: str) -> Markup:
-    """Test accuracy after each round with its 95 % Wilson interval."""
+@dataclass(frozen=True)
+class Curve:
+    """Test accuracy after each round of one attempt, for `accuracy_figure`."""
+
+    label: str
+    rounds: list[int]
+    shares: list[Interval]
+
+
+def accuracy_figure(curves: Sequence[Curve], what: str) -> Markup:
+    """Test accuracy after each round with its 95 % Wilson interval, attempt by attempt."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.9, 2.3), layout="constrained")
         axes = figure.add_subplot()
-        axes.fill_between(
-            list(rounds),
-            [100 * s.low for s in shares],
-            [100 * s.high for s in shares],
-            color=ATTACK,
-            alpha=0.2,
-            linewidth=0,
-        )
-        axes.plot(list(rounds), [100 * s.mean for s in shares], "o-", color=ATTACK, markersize=4)
+        for curve, line in zip(curves, cycle(("o-", "s--", "^:", "D-.")), strict=False):
+            low, mean, high = (
+                [100 * getattr(s, part) for s in curve.shares] for part in ("low", "mean", "high")
+            )
+            axes.fill_between(curve.rounds, low, high, color=ATTACK, alpha=0.2, linewidth=0)
+            axes.plot(curve.rounds, mean, line, color=ATTACK, markersize=4, label=curve.label)
+        if len(curves) > 1:
+            axes.legend(frameon=False)
         axes.set_xlabel("round")
         axes.set_ylabel("test accuracy, %")
         axes.set_ylim(0, 100)

@@ -13,12 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from fl_privacy.metrics.images import psnr_each
-from fl_privacy.metrics.matching import assign, pixels
+from fl_privacy.metrics.matching import Made, assign, in_unit_range, pixels
 from fl_privacy.report.scores import Analysis
+from fl_privacy.results import nodes_of, rounds_of
 from fl_privacy.types import Reconstruction, Samples
 
-TruthOf = Callable[[str], Samples | None]
-"""Key of a target -> the client's own samples, when the run was an audit."""
+TruthOf = Callable[[Mapping[str, Any]], Samples | None]
+"""Row of a target -> the client's own samples, when the run was an audit."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def strips(
     """The first ``limit`` images of a group's targets, in key order."""
     made: list[Strip] = []
     for key in picks(found, defense):
-        for strip in _target(found, key, truth_of(key), names):
+        for strip in _target(found, key, truth_of, names):
             if len(made) == limit:
                 return made
             made.append(strip)
@@ -83,27 +84,40 @@ def strips(
 
 
 def _target(
-    found: Sequence[Analysis], key: str, truth: Samples | None, names: Sequence[str]
+    found: Sequence[Analysis], key: str, truth_of: TruthOf, names: Sequence[str]
 ) -> Iterator[Strip]:
     rows = {a.label: row for a in found for row in a.rows if row["key"] == key}
-    shown = [(a, a.results.reconstruction(key)) for a in found if a.label in rows]
-    made = [
-        (a, rows[a.label], result, _pairing(result, truth) if result else {}) for a, result in shown
-    ]
-    images = len(truth) if truth else max((len(r.inputs) for _, r in shown if r), default=1)
+    shown = [a for a in found if a.label in rows]
+    first = rows[shown[0].label]
+    held = truth_of(first)
+    truths = {a.label: _scaled(held, a) for a in shown}
+    results = {a.label: _scaled(a.results.reconstruction(key), a) for a in shown}
+    pairs = {name: _pairing(r, truths[name]) if r else {} for name, r in results.items()}
+    truth = truths[shown[0].label]
+    images = len(truth) if truth else max((len(r.inputs) for r in results.values() if r), default=1)
     for i in range(images):
-        title = _title(rows[shown[0][0].label], i, images)
         head = [] if truth is None else [_true(truth, i, names)]
         rest = [
-            _made(a, row, result, pairs.get(i), truth, i, names) for a, row, result, pairs in made
+            _made(
+                a, rows[a.label], results[a.label], pairs[a.label].get(i), truths[a.label], i, names
+            )
+            for a in shown
         ]
-        yield Strip(title, (*head, *rest))
+        yield Strip(_title(first, i, images), (*head, *rest))
+
+
+def _scaled(made: Made | None, analysis: Analysis) -> Made | None:
+    """Inputs in the range that the analysis scored them in."""
+    task = analysis.config.task
+    return made if made is None or task is None else in_unit_range(made, task)
 
 
 def _title(row: Mapping[str, Any], i: int, images: int) -> str:
-    members = (row["node"] or "unknown").split("+")
+    members = nodes_of(row["node"] or "unknown")
     who = f"client {members[0]}" if len(members) == 1 else f"{len(members)} clients together"
-    parts = [f"round {row['round']}", who]
+    found = rounds_of(row)
+    when = f"round{'s' if len(found) > 1 else ''} {', '.join(map(str, found)) or 'unknown'}"
+    parts = [when, who]
     return ", ".join([*parts, f"image {i + 1} of {images}"] if images > 1 else parts)
 
 

@@ -10,9 +10,7 @@ from fl_privacy.report.reading import Run
 from fl_privacy.report.scores import (
     Analysis,
     attacks,
-    baseline_of,
     defenses,
-    score,
     scores,
     strongest,
 )
@@ -43,15 +41,15 @@ def headlines(found: Sequence[Analysis]) -> list[Headline]:
         best = strongest(lines, PSNR)
         if best is None:
             continue
-        guesser = baseline_of(best.analysis, found)
-        guess = score(guesser, defense, best.metric, None).interval if guesser else None
         said.append(
             Headline(
                 title=words.group_title(defense),
-                sentence=words.headline(best, guess, attacks(lines, PSNR))
+                sentence=words.headline(best, attacks(lines, PSNR))
                 + words.labels_too(strongest(lines, LABELS)),
                 got=words.number(best.interval.mean, best.metric),
-                guess=words.number(guess.mean, best.metric) if guess else "",
+                guess=words.number(best.guess.mean, best.metric)
+                if best.guess and best.guess.n
+                else "",
                 oracle=best.analysis.config.oracle,
             )
         )
@@ -73,6 +71,17 @@ def why_no_scores(run: Run) -> str:
     if not headlines(run.analyses):
         return "No reconstruction has a PSNR: the truth of these targets is missing."
     return ""
+
+
+def weak_guesses(found: Sequence[Analysis]) -> list[str]:
+    """A sentence when a baseline had no data to guess from, which flatters the attacks."""
+    guesses = [a for a in found if a.is_baseline]
+    constant = [a.label for a in guesses if not a.config.threat_model.get("auxiliary")]
+    return [
+        f"{label} guessed a constant picture, because the run's data set is unknown or could not "
+        f"be loaded where it ran: a mean picture would guess better, and gains would be smaller."
+        for label in constant
+    ]
 
 
 def interrupted(found: Sequence[Analysis]) -> list[str]:

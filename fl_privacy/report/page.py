@@ -16,11 +16,17 @@ from fl_privacy.metrics.images import PSNR_CAP
 from fl_privacy.metrics.statistics import wilson
 from fl_privacy.recording_store import write_atomically
 from fl_privacy.report import words
-from fl_privacy.report.figures import Spread, accuracy_figure, spread_figure
+from fl_privacy.report.figures import Curve, Spread, accuracy_figure, spread_figure
 from fl_privacy.report.gallery import strips
-from fl_privacy.report.headline import PSNR, headlines, interrupted, why_no_scores
+from fl_privacy.report.headline import (
+    PSNR,
+    headlines,
+    interrupted,
+    weak_guesses,
+    why_no_scores,
+)
 from fl_privacy.report.provenance import commands, provenance
-from fl_privacy.report.reading import Run, read_run
+from fl_privacy.report.reading import ReportError, Run, read_run
 from fl_privacy.report.scores import (
     Analysis,
     Score,
@@ -44,11 +50,18 @@ def write_report(run: Path, *, pictures: int = 16) -> Path:
         pictures: images shown of each defense group, the first by target key.
 
     Raises:
-        RecordingError, ResultError, ReportError: something in the folder cannot be read.
+        RecordingError, ResultError, ReportError: something in the folder cannot be read, or the
+            page cannot be written.
     """
     page = render(read_run(run), pictures=pictures)
     target = RunFolder(run).report
-    write_atomically([(target, page.encode())])
+    try:
+        write_atomically([(target, page.encode())])
+    except OSError as error:
+        raise ReportError(
+            f"{target}: cannot be written ({error.strerror}); expected a run folder that is "
+            f"writable and has room, copy the run to one"
+        ) from None
     return target
 
 
@@ -73,7 +86,7 @@ def context(run: Run, pictures: int) -> dict[str, Any]:
         "version": VERSION,
         "cap": PSNR_CAP,
         "headlines": headlines(found),
-        "notices": [why_no_scores(run), *interrupted(found)],
+        "notices": [why_no_scores(run), *weak_guesses(found), *interrupted(found)],
         "facts": facts(run),
         "setting": words.batches(rows, run.manifest.local_training) if rows else "",
         "oracles": sorted({oracle for a in found for oracle in a.config.oracle}),
@@ -81,7 +94,7 @@ def context(run: Run, pictures: int) -> dict[str, Any]:
         "pictures": pictures,
         "spread": spreads(found),
         "tables": [table(found, defense) for defense in defenses(found)],
-        "knowledge": [(a, words.knowledge(a, run.manifest.local_training)) for a in found],
+        "knowledge": [(a, words.knowledge(a, run)) for a in found],
         "endings": [(e, words.group_title(e.defense)) for e in endings(found)],
         "accuracy": accuracy(run),
         "provenance": provenance(run),
@@ -96,12 +109,13 @@ def facts(run: Run) -> list[tuple[str, str]]:
     updates = words.count(sum(run.updates.values()), "update") + (f", {lost} lost" if lost else "")
     shape = " × ".join(map(str, manifest.task.input_shape)) if manifest.task else ""
     training = manifest.local_training
+    how = words.local_training(training, batch_norm=run.batch_norm) if training else "unknown"
     pairs = [
         ("Dataset", manifest.dataset or "unknown"),
         ("Input", shape),
         ("Classes", str(manifest.task.classes) if manifest.task else ""),
         ("Model", manifest.model or "unknown"),
-        ("Clients train", words.local_training(training) if training else "unknown"),
+        ("Clients train", how),
         ("Recorded", updates),
     ]
     return [(name, value) for name, value in pairs if value]
@@ -110,7 +124,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
 def gallery(run: Run, defense: str | None, pictures: int) -> dict[str, Any]:
     """The pictures of one defense group."""
     names = run.manifest.task.class_names if run.manifest.task else ()
-    truth_of = run.truth_of or (lambda key: None)
+    truth_of = run.truth_of or (lambda row: None)
     shown = strips(run.analyses, defense, truth_of, names, pictures)
     widest = max((len(strip.pictures) for strip in shown), default=1)
     return {
@@ -174,6 +188,7 @@ def _line(line: Score) -> dict[str, Any]:
         "n": line.interval.n,
         "targets": line.targets,
         "gain": words.interval(line.gain, metric, signed=True) if line.gain else "",
+        "guess": words.interval(line.guess, metric) if line.guess else "",
         "pairs": line.gain.n if line.gain else 0,
     }
 
@@ -182,11 +197,18 @@ def accuracy(run: Run) -> dict[str, Any] | None:
     """Test accuracy by round, with a sentence; None when the run measured none."""
     if not run.history:
         return None
-    shares = [wilson(score.accuracy * score.n, score.n) for score in run.history]
-    last, share = run.history[-1], shares[-1]
+    attempts: dict[int, Curve] = {}
+    for s in run.history:
+        curve = attempts.setdefault(s.attempt, Curve(f"attempt {s.attempt}", [], []))
+        curve.rounds.append(s.round)
+        curve.shares.append(wilson(s.accuracy * s.n, s.n))
+    last = run.history[-1]
+    share = attempts[last.attempt].shares[-1]
     said = (
         f"{100 * share.mean:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}] of "
         f"{last.n:,} test images after round {last.round}"
     )
-    figure = accuracy_figure([s.round for s in run.history], shares, f"Test accuracy: {said}")
+    if len(attempts) > 1:
+        said += f" of attempt {last.attempt}"
+    figure = accuracy_figure(list(attempts.values()), f"Test accuracy: {said}")
     return {"figure": figure, "said": said}

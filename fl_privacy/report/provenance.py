@@ -6,12 +6,12 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fl_privacy.report import words
 from fl_privacy.report.reading import Run
 from fl_privacy.report.scores import Analysis
+from fl_privacy.results import rounds_of
 from fl_privacy.threat_model import ThreatModel
 
 Facts = list[tuple[str, str]]
@@ -32,32 +32,38 @@ def provenance(run: Run) -> list[tuple[str, Facts]]:
             ],
         )
     ]
-    for a in run.analyses:
-        seconds = sum(row["seconds"] or 0 for row in a.rows)
-        config = a.config
-        parts.append(
-            (
-                a.label,
-                [
-                    ("adversary", config.adversary),
-                    ("model", config.model or "unknown"),
-                    ("seed", str(config.seed)),
-                    ("configuration digest", config.digest),
-                    ("recording digest", config.recording_digest),
-                    ("device", f"{config.device}, {config.width or 'any'} targets a batch"),
-                    ("device time", f"{seconds:,.1f} s for {words.count(len(a.rows), 'target')}"),
-                    ("complete", "yes" if config.complete else "NO: the analysis was interrupted"),
-                    ("made", config.created),
-                    ("versions", _pairs(config.versions)),
-                    ("threat model", _pairs(config.threat_model)),
-                ],
-            )
-        )
-    return parts
+    return [*parts, *((a.label, _facts(a)) for a in run.analyses)]
+
+
+def _facts(analysis: Analysis) -> Facts:
+    config = analysis.config
+    seconds = sum(row["seconds"] or 0 for row in analysis.rows)
+    task = config.task.model_dump(exclude={"class_names"}) if config.task else {}
+    batch = f"{config.width or 'any'} targets a batch, {config.threads or 'unknown'} threads"
+    return [
+        ("adversary", config.adversary),
+        ("all its settings", _pairs(config.settings)),
+        ("model", config.model or "unknown"),
+        ("task", _pairs(task)),
+        ("seed", str(config.seed)),
+        ("configuration digest", config.digest),
+        ("recording digest", config.recording_digest),
+        ("code digest", config.code_digest or "unknown"),
+        ("device", f"{config.device}, {batch}"),
+        ("device time", f"{seconds:,.1f} s for {words.count(len(analysis.rows), 'target')}"),
+        ("complete", "yes" if config.complete else "NO: the analysis was interrupted"),
+        ("made", config.created),
+        ("versions", _pairs(config.versions)),
+        ("threat model", _pairs(config.threat_model)),
+    ]
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value or 'none'}" for name, value in values.items()) or "unknown"
+    return ", ".join(f"{name} {_shown(value)}" for name, value in values.items()) or "unknown"
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None or value in ("", [], ()) else str(value)
 
 
 def commands(run: Run) -> list[str]:
@@ -65,14 +71,34 @@ def commands(run: Run) -> list[str]:
     place = shlex.quote(os.fspath(run.path))
     lines: list[str] = []
     for i, analysis in enumerate(a for a in run.analyses if not a.is_baseline):
-        model = Path(f"threat-model-{i + 1}.toml")
-        granted = unusual(analysis)
-        if granted:
-            toml = " ".join(shlex.quote(f"{name} = {json.dumps(v)}") for name, v in granted.items())
-            lines.append(f"printf '%s\\n' {toml} > {model}")
-        options = [*chosen(run, analysis), *(["--threat-model", str(model)] if granted else [])]
+        granted, task = unusual(analysis), replaced_task(run, analysis)
+        options = chosen(run, analysis)
+        for option, name, values in (
+            ("--threat-model", f"threat-model-{i + 1}.toml", granted),
+            ("--task", f"task-{i + 1}.toml", task),
+        ):
+            if values:
+                lines.append(f"{written(values)} > {name}")
+                options += [option, name]
         lines.append(f"fl-privacy attack {place} {shlex.join(options)}")
     return [*lines, f"fl-privacy report {place}"]
+
+
+def written(values: Mapping[str, Any]) -> str:
+    """A command that prints values as TOML, which reads single ones as JSON writes them."""
+    lines: list[str] = []
+    for name, value in values.items():
+        parts = value.items() if isinstance(value, Mapping) else [("", value)]
+        lines += [f"{name}{key and '.'}{key} = {json.dumps(part)}" for key, part in parts]
+    return f"printf '%s\\n' {shlex.join(lines)}"
+
+
+def replaced_task(run: Run, analysis: Analysis) -> dict[str, Any]:
+    """The task that was given in place of the manifest's; empty when it was not."""
+    task = analysis.config.task
+    if task is None or task == run.manifest.task:
+        return {}
+    return task.model_dump(mode="json", exclude_defaults=True)
 
 
 def unusual(analysis: Analysis) -> dict[str, Any]:
@@ -89,7 +115,7 @@ def chosen(run: Run, analysis: Analysis) -> list[str]:
     options += ["--device", config.device]
     if config.model and config.model != run.manifest.model:
         options += ["--model", config.model]
-    rounds = sorted({row["round"] for row in analysis.rows if row["round"] is not None})
+    rounds = sorted({r for row in analysis.rows for r in rounds_of(row)})
     if rounds != sorted(run.updates):
         options += ["--rounds", ",".join(map(str, rounds))]
     each = config.threat_model.get("unit") == "update"

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fl_privacy.recording import Entry, Manifest, Recording
 from fl_privacy.report.gallery import TruthOf
 from fl_privacy.report.scores import Analysis, analyses
-from fl_privacy.results import load_results
+from fl_privacy.results import load_results, nodes_of, rounds_of
 from fl_privacy.run_folder import RunFolder
-from fl_privacy.threat_model import digest
 from fl_privacy.truth import TruthVault
 from fl_privacy.types import Exchange, Samples
 
@@ -29,6 +28,7 @@ class RoundScore(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    attempt: int = Field(default=1, ge=1)
     round: int = Field(ge=0)
     accuracy: float = Field(ge=0, le=1)
     loss: float | None = None
@@ -40,7 +40,7 @@ class Run:
     """A run as the report sees it.
 
     ``updates`` counts the recorded replies by round, ``lost`` the failures by reason;
-    ``truth_of`` is None when the run was no audit.
+    ``truth_of`` is None when the run was no audit; ``batch_norm``: the network has it.
     """
 
     path: Path
@@ -50,6 +50,7 @@ class Run:
     analyses: list[Analysis]
     truth_of: TruthOf | None
     history: list[RoundScore]
+    batch_norm: bool
 
 
 def read_run(path: Path) -> Run:
@@ -68,8 +69,9 @@ def read_run(path: Path) -> Run:
         updates=Counter(entry.round for entry in replies),
         lost=Counter(entry.status for entry in entries if not entry.ok),
         analyses=analyses(load_results(path)),
-        truth_of=_truth_of(folder, replies) if folder.truth.is_dir() else None,
+        truth_of=_truth_of(TruthVault(folder.truth)) if folder.truth.is_dir() else None,
         history=read_history(folder.history),
+        batch_norm=_has_batch_norm(recording, replies),
     )
 
 
@@ -91,45 +93,42 @@ def read_history(path: Path) -> list[RoundScore]:
         ) from None
 
 
-def _truth_of(folder: RunFolder, replies: list[Entry]) -> TruthOf:
-    """Look up the samples behind a target by its key."""
-    members = dict(_targets(replies))
-    vault = TruthVault(folder.truth)
+def _truth_of(vault: TruthVault) -> TruthOf:
+    """Look up the samples behind a target by its row."""
 
-    def truth_of(key: str) -> Samples | None:
-        exchanges = [_exchange(entry) for entry in members.get(key, ())]
-        if not exchanges or not all(vault.has(exchange) for exchange in exchanges):
+    def truth_of(row: Mapping[str, Any]) -> Samples | None:
+        members = [
+            _exchange(row["attempt"] or 1, round, node)
+            for round in rounds_of(row)
+            for node in nodes_of(row["node"] or "")
+            if node
+        ]
+        if not members or not all(vault.has(exchange) for exchange in members):
             return None
-        return vault.samples(exchanges)
+        return vault.samples(members)
 
     return truth_of
 
 
-def _targets(replies: list[Entry]) -> Iterator[tuple[str, list[Entry]]]:
-    """Key and members of every target the threat model's units make of whole recordings."""
-    for entry in replies:
-        yield digest("update", entry.sha256), [entry]
-    by_client = sorted(replies, key=lambda e: (e.attempt, e.node))
-    for _, group in groupby(by_client, key=lambda e: (e.attempt, e.node)):
-        client = list(group)
-        yield digest("client", *(e.sha256 for e in client)), client
-    by_round = sorted(replies, key=lambda e: (e.attempt, e.round))
-    for _, group in groupby(by_round, key=lambda e: (e.attempt, e.round)):
-        whole = list(group)
-        yield digest("aggregate", digest(*(e.sha256 for e in whole))), whole
-
-
-def _exchange(entry: Entry) -> Exchange:
-    """The exchange of an index line, without its tensors."""
+def _exchange(attempt: int, round: int, node: str) -> Exchange:
+    """An exchange without its tensors, under which the vault keeps its truth."""
     return Exchange(
-        attempt=entry.attempt,
-        round=entry.round,
-        node=entry.node,
-        num_examples=entry.num_examples,
-        digest=entry.sha256,
-        global_digest=entry.global_digest,
+        attempt=attempt,
+        round=round,
+        node=node,
+        num_examples=None,
+        digest="",
+        global_digest="",
         parameters={},
         buffers={},
         update={},
         returned_buffers={},
     )
+
+
+def _has_batch_norm(recording: Recording, replies: list[Entry]) -> bool:
+    """Whether the first reply holds running statistics, which are batch norm's."""
+    if not replies:
+        return False
+    names = recording.schema(replies[0].schema_digest).names
+    return any(name.rpartition(".")[2] == "running_mean" for name in names)

@@ -51,7 +51,8 @@ class Score:
     """One metric of one adversary in one defense group.
 
     ``gain`` is the mean paired difference to the baseline over targets that both
-    scored, positive when the adversary leaks more; None for the baseline itself.
+    scored, positive when the adversary leaks more, and ``guess`` what the baseline got on
+    these; None for the baseline itself.
     """
 
     analysis: Analysis
@@ -60,6 +61,7 @@ class Score:
     interval: Interval
     quartiles: Quartiles
     gain: Interval | None
+    guess: Interval | None
     targets: int
 
 
@@ -95,20 +97,34 @@ def defenses(found: Sequence[Analysis]) -> list[str | None]:
 
 
 def baseline_of(analysis: Analysis, found: Sequence[Analysis]) -> Analysis | None:
-    """The baseline run that treated most of the same targets; the first of equals."""
+    """The baseline run of the same task that treated most of the same targets.
+
+    Of equals the one that the same code computed, then the first.
+    """
     keys = {row["key"] for row in analysis.rows}
     guesses = [a for a in found if a.is_baseline and a is not analysis]
-    return max(guesses, key=lambda a: len(keys & {r["key"] for r in a.rows}), default=None)
+
+    def fits(a: Analysis) -> tuple[bool, int, bool]:
+        return (
+            a.config.task == analysis.config.task,
+            len(keys & {row["key"] for row in a.rows}),
+            a.config.code_digest == analysis.config.code_digest,
+        )
+
+    return max(guesses, key=fits, default=None)
 
 
-def gain(mine: Rows, baseline: Rows, metric: MetricInfo) -> Interval:
-    """Mean paired difference to the baseline, in the metric's unit; positive leaks more."""
+def paired(mine: Rows, baseline: Rows, metric: MetricInfo) -> list[tuple[float, float]]:
+    """Score and guess of every target that both scored."""
     guess = {row["key"]: row.get(metric.name) for row in baseline}
-    sign = 1.0 if metric.higher_is_leakier else -1.0
     pairs = [(row.get(metric.name), guess.get(row["key"])) for row in mine]
-    return mean_interval(
-        sign * (score - other) for score, other in pairs if score is not None and other is not None
-    )
+    return [(score, other) for score, other in pairs if score is not None and other is not None]
+
+
+def gain(pairs: Sequence[tuple[float, float]], metric: MetricInfo) -> Interval:
+    """Mean paired difference to the baseline, in the metric's unit; positive leaks more."""
+    sign = 1.0 if metric.higher_is_leakier else -1.0
+    return mean_interval(sign * (score - other) for score, other in pairs)
 
 
 def interval_of(values: Sequence[float | None], metric: MetricInfo) -> Interval:
@@ -125,15 +141,16 @@ def score(
     """Summarize one metric over a defense group."""
     rows = analysis.of(defense)
     values = [row.get(metric.name) for row in rows]
+    compared = baseline is not None and not analysis.is_baseline
+    pairs = paired(rows, baseline.of(defense), metric) if baseline else []
     return Score(
         analysis=analysis,
         defense=defense,
         metric=metric,
         interval=interval_of(values, metric),
         quartiles=quartiles(values),
-        gain=gain(rows, baseline.of(defense), metric)
-        if baseline and not analysis.is_baseline
-        else None,
+        gain=gain(pairs, metric) if compared else None,
+        guess=interval_of([other for _, other in pairs], metric) if compared else None,
         targets=len(rows),
     )
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fl_privacy.metrics.statistics import Interval, Quartiles
+from fl_privacy.report.reading import Run
 from fl_privacy.report.scores import Analysis, Score
-from fl_privacy.results import MetricInfo
+from fl_privacy.results import MetricInfo, rounds_of
 from fl_privacy.types import LocalTraining
 
 NBSP = "\u00a0"
@@ -19,6 +20,11 @@ UNITS = {
     "client": "It saw all updates of a client together, linked over the rounds.",
     "aggregate": "It saw only the weighted mean of a round's updates (secure aggregation).",
 }
+
+RECORDED_ONLY = (
+    "It saw only the weighted mean of a round's recorded updates (secure aggregation); "
+    "record-clients chose which clients were recorded, so fewer are in that mean than took part."
+)
 
 
 def number(value: float, metric: MetricInfo, *, signed: bool = False) -> str:
@@ -73,7 +79,7 @@ def group_clients(defense: str | None) -> str:
     return f"clients defended by {defense}" if defense else "undefended clients"
 
 
-def headline(best: Score, guess: Interval | None, attacks: Sequence[Score]) -> str:
+def headline(best: Score, attacks: Sequence[Score]) -> str:
     """What the strongest of the attacks got from one defense group, in plain words."""
     oracle = best.analysis.config.oracle
     rivals = [a for a in attacks if oracle or not a.analysis.config.oracle]
@@ -87,24 +93,28 @@ def headline(best: Score, guess: Interval | None, attacks: Sequence[Score]) -> s
         f"reconstructed the inputs of {count(best.interval.n, 'target')} with a mean PSNR of "
         f"{interval(best.interval, best.metric)}"
     )
-    if best.gain is None or not best.gain.n or guess is None:
+    if best.gain is None or best.guess is None or not best.gain.n:
         return f"{sentence}. No baseline was scored on them, so it is open what a guess would get."
     return (
         f"{sentence}; guessing without looking at any update gets "
-        f"{interval(guess, best.metric)}. {verdict(best.gain, best.metric)}"
+        f"{interval(best.guess, best.metric)}. {verdict(best.gain, best.metric)}"
     )
 
 
 def labels_too(best: Score | None) -> str:
     """A sentence more when the labels leaked, whatever the pictures did; else nothing."""
-    if best is None or best.gain is None or "labels" in best.analysis.config.oracle:
+    if (
+        best is None
+        or best.gain is None
+        or best.guess is None
+        or "labels" in best.analysis.config.oracle
+    ):
         return ""
     if not math.isfinite(best.gain.low) or best.gain.low <= 0:
         return ""
-    got, guess = best.interval.mean, best.interval.mean - best.gain.mean
     return (
-        f" The labels leaked: {100 * got:.0f} % of them were inferred, "
-        f"a guess gets {100 * guess:.0f} %."
+        f" The labels leaked: {100 * best.interval.mean:.0f} % of them were inferred, "
+        f"a guess gets {100 * best.guess.mean:.0f} %."
     )
 
 
@@ -126,37 +136,68 @@ def verdict(gain: Interval, metric: MetricInfo) -> str:
     )
 
 
-def knowledge(analysis: Analysis, training: LocalTraining | None) -> list[str]:
+def knowledge(analysis: Analysis, run: Run) -> list[str]:
     """What an adversary saw and knew, in sentences; granted oracles are told apart."""
-    model = analysis.config.threat_model
+    model, training = analysis.config.threat_model, training_of(analysis, run)
     known = bool(model.get("local_training", False))
-    said = [UNITS.get(str(model.get("unit")), f"Unit of attack: {model.get('unit', 'unknown')}.")]
+    said = [unit(str(model.get("unit", "unknown")), run)]
     said += [batches(analysis.rows, training), rounds(analysis.rows)]
     if "labels" not in analysis.config.oracle:
         said.append("Labels were inferred, not given.")
     if known and training:
-        said.append(f"It knew how clients train: {local_training(training)}.")
+        how = local_training(training, batch_norm=run.batch_norm)
+        said.append(f"It knew how clients train: {how}.")
     elif not known:
         said.append("It did not know learning rate, number of steps or batch size.")
-    auxiliary, defense = model.get("auxiliary"), model.get("defense")
+    auxiliary = model.get("auxiliary")
     said.append(
         f"It held data of its own: the test split of {auxiliary}."
         if auxiliary
         else "It held no data of its own."
     )
-    said.append(
-        f"It knew of the defense {defense} and adapted to it."
-        if defense
-        else "It knew of no defense and adapted to none."
-    )
+    if own_node := model.get("own_node"):
+        said.append(f"It was itself the client {own_node} and knew that client's updates.")
+    said.append(told_of(str(model.get("defense") or ""), "defense" in analysis.config.requires))
     withheld = model.get("withheld")
     if isinstance(withheld, list) and withheld:
         said.append(f"It did not see these parameters: {', '.join(map(str, withheld))}.")
-    return said
+    return [*said, budget(analysis)]
 
 
-def local_training(training: LocalTraining) -> str:
-    """How a client turns data into an update."""
+def training_of(analysis: Analysis, run: Run) -> LocalTraining | None:
+    """How clients trained, as the threat model says it or else the manifest."""
+    given = analysis.config.threat_model.get("training")
+    return LocalTraining.model_validate(given) if given else run.manifest.local_training
+
+
+def unit(name: str, run: Run) -> str:
+    """What one target of the adversary was."""
+    if name == "aggregate" and run.manifest.run_config.get("record-clients"):
+        return RECORDED_ONLY
+    return UNITS.get(name, f"Unit of attack: {name}.")
+
+
+def told_of(defense: str, adapts: bool) -> str:
+    """Whether the adversary knew of a defense, and whether that changed what it did."""
+    if not defense:
+        return "It was told of no defense and adapted to none."
+    if adapts:
+        return f"It was told of the defense {defense} and adapted to it."
+    return f"It was told of the defense {defense}; this attack does not use it."
+
+
+def budget(analysis: Analysis) -> str:
+    """How much the adversary was given to spend: all its settings, and the device time."""
+    seconds = sum(row["seconds"] or 0 for row in analysis.rows)
+    chosen = ", ".join(f"{plain(name)} {value}" for name, value in analysis.config.settings.items())
+    return (
+        f"Budget: {chosen or 'no settings'}; {seconds:,.1f} s on {analysis.config.device} for "
+        f"{count(len(analysis.rows), 'target')}."
+    )
+
+
+def local_training(training: LocalTraining, *, batch_norm: bool) -> str:
+    """How a client turns data into an update; of batch norm only where the network has it."""
     decay = f", weight decay {training.weight_decay:g}" if training.weight_decay else ""
     momentum = f", momentum {training.momentum:g}" if training.momentum else ""
     work = (
@@ -165,10 +206,8 @@ def local_training(training: LocalTraining) -> str:
         else f"{count(training.epochs, 'local epoch')} of SGD in {training.order} batches of "
         f"{training.batch_size}"
     )
-    return (
-        f"{work}, learning rate {training.lr:g}{momentum}{decay}, "
-        f"batch norm in {training.batch_norm} mode"
-    )
+    norm = f", batch norm in {training.batch_norm} mode" if batch_norm else ""
+    return f"{work}, learning rate {training.lr:g}{momentum}{decay}{norm}"
 
 
 def batches(rows: Sequence[Mapping[str, Any]], training: LocalTraining | None) -> str:
@@ -186,12 +225,12 @@ def batches(rows: Sequence[Mapping[str, Any]], training: LocalTraining | None) -
 
 def rounds(rows: Sequence[Mapping[str, Any]]) -> str:
     """Which rounds were attacked, and whether the model was trained by then."""
-    found = sorted({row["round"] for row in rows if row["round"] is not None})
+    found = sorted({r for row in rows for r in rounds_of(row)})
     if not found:
         return "It is unknown which rounds were attacked."
     listed = ", ".join(map(str, found)) if len(found) < 9 else f"{found[0]} to {found[-1]}"
     noun = "round" if len(found) == 1 else "rounds"
-    fresh = [row["attempt"] in (None, 1) and row["round"] == 1 for row in rows]
+    fresh = [row["attempt"] in (None, 1) and r == 1 for row in rows for r in rounds_of(row)]
     if all(fresh):
         trained = "the model still had its initial weights (untrained)"
     elif any(fresh):

@@ -1,18 +1,32 @@
 """The one data flow, its resumption, and that the truth never reaches an attack."""
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from adversaries.analytic import Analytic
-from fl_privacy.analysis import AnalysisError, Plan, analyze, baseline_plan, resolve_device
+from fl_privacy.analysis import (
+    AnalysisError,
+    Plan,
+    analyze,
+    execute,
+    prepare,
+    recording_digest,
+    resolve_device,
+)
+from fl_privacy.baseline_job import prepare_baseline
 from fl_privacy.component import ComponentError
+from fl_privacy.datasets.arrays import DatasetError
 from fl_privacy.recording import Layout, Manifest, Recording, RecordingWriter
+from fl_privacy.report.reading import read_run
+from fl_privacy.results import ResultSet
 from fl_privacy.testing import toy_model, toy_samples
 from fl_privacy.testing.toys import TASK, TRAINING
 from fl_privacy.threat_model import ThreatModel, ThreatModelError
@@ -26,19 +40,24 @@ ATTACK = "gradient_similarity(iterations=5)"
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """An audited run of six clients, one image each; the last client is defended."""
-    model, samples = toy_model(), toy_samples(COUNT)
+    return recorded(tmp_path, [(1 + i // 3, str(i)) for i in range(COUNT)])
+
+
+def recorded(path: Path, places: Sequence[tuple[int, str]]) -> Path:
+    """An audited run with one image behind each (round, node); node 5 is defended."""
+    model, samples = toy_model(), toy_samples(len(places))
     layout = Layout.of(model)
     manifest = Manifest(created="", model="mlp(hidden=(16,))", task=TASK, local_training=TRAINING)
-    vault = TruthVault(tmp_path / "truth")
-    with RecordingWriter.open(tmp_path / "recording", manifest) as writer:
+    vault = TruthVault(path / "truth")
+    with RecordingWriter.open(path / "recording", manifest) as writer:
         _, sent = writer.put_global({n: t.numpy() for n, t in model.state_dict().items()}, layout)
-        for i in range(COUNT):
+        for i, (number, node) in enumerate(places):
             one = Samples(samples.inputs[i : i + 1], samples.labels[i : i + 1])
             loss = torch.nn.functional.cross_entropy(model(TASK.normalize(one.inputs)), one.labels)
             gradients = torch.autograd.grad(loss, list(model.parameters()))
             writer.append(
-                round=1 + i // 3,
-                node=str(i),
+                round=number,
+                node=node,
                 arrays={
                     n: (p - TRAINING.lr * g).detach().numpy()
                     for (n, p), g in zip(model.named_parameters(), gradients, strict=True)
@@ -47,11 +66,11 @@ def run(tmp_path: Path) -> Path:
                 global_digest=sent,
                 layout=layout,
             )
-            where = {"attempt": 1, "round": 1 + i // 3, "node": str(i)}
+            where = {"attempt": 1, "round": number, "node": node}
             vault.write(**where, step=0, samples=one, indices=torch.tensor([i]))  # type: ignore[arg-type]
-            spec = "gaussian_noise(scale=0.1)" if i == COUNT - 1 else ""
+            spec = "gaussian_noise(scale=0.1)" if node == "5" else ""
             vault.write_defense(**where, spec=spec, stats={})  # type: ignore[arg-type]
-    return tmp_path
+    return path
 
 
 def outputs(run: Path, plan: Plan) -> list[tuple[Tensor, Tensor, float]]:
@@ -136,6 +155,76 @@ def test_aggregates_are_scored_against_all_their_members(run: Path) -> None:
     assert all(row["psnr"] is not None for row in results.rows())
 
 
+def test_an_oracle_tells_an_aggregate_the_labels_of_all_its_members(run: Path) -> None:
+    told = ThreatModel(unit="aggregate", labels="oracle")
+    job = prepare(run, Plan(adversary="baseline", threat_model=told), model=toy_model)
+    labels = [o.labels for o in job.observations]
+    assert [label.tolist() for label in labels if label is not None] == [[0, 1, 2], [3, 0, 1]]
+
+
+def test_scores_are_taken_in_the_range_of_the_task(run: Path) -> None:
+    plan = Plan(adversary="baseline", metrics=("mse",))
+    wide = TASK.model_copy(update={"low": -9.0, "high": 1.0})
+    narrow = analyze(run, plan, model=toy_model).rows()
+    wider = analyze(run, plan, model=toy_model, task=wide).rows()
+    assert [row["mse"] for row in wider] == pytest.approx([row["mse"] / 100 for row in narrow])
+
+
+def test_what_decides_the_numbers_makes_another_analysis(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(adversary=ATTACK)
+    first = prepare(run, plan, model=toy_model)
+    assert first.config.settings["iterations"] == 5
+    assert "restarts" in first.config.settings  # a default, which the spec leaves out
+    assert first.config.task == TASK
+    other = TASK.model_copy(update={"mean": (0.1,)})
+    folders = {first.folder, prepare(run, plan, model=toy_model, task=other).folder}
+    monkeypatch.setattr("fl_privacy.analysis.code_digest", lambda: "changed")
+    folders.add(prepare(run, plan, model=toy_model).folder)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    folders.add(prepare(run, plan, model=toy_model).folder)
+    assert len(folders) == 4
+
+
+def test_equal_settings_in_one_second_are_two_recordings(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        RecordingWriter.open(tmp_path / name, Manifest(created="now", task=TASK)).close()
+    assert recording_digest(Recording(tmp_path / "a")) != recording_digest(
+        Recording(tmp_path / "b")
+    )
+    manifest = tmp_path / "a" / "manifest.json"
+    fields = json.loads(manifest.read_text())
+    del fields["id"]  # as in a recording that is older than the field
+    manifest.write_text(json.dumps(fields))
+    digests = {recording_digest(Recording(tmp_path / "a")) for _ in range(2)}
+    assert len(digests) == 1
+
+
+def test_a_result_holds_the_targets_that_were_asked_for(run: Path) -> None:
+    analyze(run, Plan(adversary="analytic", rounds="1"), model=toy_model)
+    second = analyze(run, Plan(adversary="analytic", rounds="2"), model=toy_model)
+    assert [row["round"] for row in second.rows()] == [2, 2, 2]
+    assert len(ResultSet(second.folder).rows()) == COUNT
+
+
+def test_rows_name_all_rounds_of_a_linked_target(linked: Path) -> None:
+    plan = Plan(adversary="baseline", threat_model=ThreatModel(unit="client"), rounds="2-3")
+    rows = analyze(linked, plan, model=toy_model).rows()
+    assert [row["rounds"] for row in rows] == ["2,3"]
+    truth_of = read_run(linked).truth_of
+    assert truth_of is not None
+    truth = truth_of(rows[0])
+    assert truth is not None
+    assert len(truth) == 2
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """One client in three rounds, one image each."""
+    return recorded(tmp_path / "linked", [(1, "0"), (2, "0"), (3, "0")])
+
+
 def test_an_interrupted_analysis_goes_on_and_repeats_nothing(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,11 +249,11 @@ def test_an_interrupted_analysis_goes_on_and_repeats_nothing(
     assert results.config.complete
 
 
-def test_going_on_uses_the_width_that_was_stored(run: Path) -> None:
+def test_the_width_is_that_of_all_targets_and_stays(run: Path) -> None:
     first = analyze(run, Plan(adversary=ATTACK, targets=2), model=toy_model)
     more = analyze(run, Plan(adversary=ATTACK), model=toy_model)
     assert first.folder == more.folder
-    assert first.config.width == more.config.width == 2
+    assert first.config.width == more.config.width == COUNT  # not that of the first targets
     assert len(more.rows()) == COUNT
 
 
@@ -174,20 +263,51 @@ def test_refusals_come_before_any_work(run: Path) -> None:
         analyze(run, Plan(adversary=ATTACK, threat_model=denied), model=toy_model)
     with pytest.raises(ComponentError, match=r"no adversary 'gs'; installed: .*gradient_sim"):
         analyze(run, Plan(adversary="gs"), model=toy_model)
-    with pytest.raises(ComponentError, match=r"iterations.*got 0.*Settings of.*restarts"):
+    with pytest.raises(ComponentError, match=r"iterations: .*greater than or equal to 1.*got 0"):
         analyze(run, Plan(adversary="gradient_similarity(iterations=0)"), model=toy_model)
     assert not (run / "results").exists()
 
 
-def test_the_baseline_gets_the_run_s_own_data_set(run: Path) -> None:
-    recording = Recording(run / "recording")
-    named = recording.manifest.model_copy(update={"dataset": "digits"})
-    recording.manifest = named
+def test_the_baseline_gets_the_run_s_own_data_set(run: Path, tmp_path: Path) -> None:
+    path = held_as(run, tmp_path / "own.npz", TASK.input_shape)
     plan = Plan(adversary=ATTACK, threat_model=ThreatModel(labels="oracle"))
-    baseline = baseline_plan(plan, recording)
-    assert baseline.adversary == "baseline"
-    assert baseline.threat_model.auxiliary == "digits"
-    assert baseline.threat_model.labels == "inferred"
+    job, weaker = prepare_baseline(run, plan, model=toy_model)
+    assert job.config.name == "baseline"
+    assert str(path) in str(job.config.threat_model["auxiliary"])
+    assert job.config.threat_model["labels"] == "inferred"
+    assert job.observations[0].auxiliary is not None
+    assert weaker == ""
+
+
+def held_as(run: Path, path: Path, shape: tuple[int, ...]) -> Path:
+    """Make the manifest name a data set of eight inputs at ``path``."""
+    x, y = np.random.default_rng(0).random((8, *shape)), np.arange(8) % 4
+    np.savez(path, x_train=x, x_test=x, y_train=y, y_test=y)
+    renamed(run, dataset=f"npz(path={str(path)!r})")
+    return path
+
+
+def renamed(run: Path, **changes: object) -> None:
+    """Change the manifest of a recording."""
+    manifest = run / "recording" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 5), None])
+def test_a_data_set_that_cannot_be_used_here_leaves_a_constant_guess(
+    run: Path, tmp_path: Path, shape: tuple[int, ...] | None
+) -> None:
+    path = held_as(run, tmp_path / "own.npz", shape or TASK.input_shape)
+    if shape is None:
+        path.unlink()
+    job, weaker = prepare_baseline(run, Plan(adversary=ATTACK), model=toy_model)
+    assert job.config.threat_model["auxiliary"] == ""
+    assert "The baseline guesses a constant picture" in weaker
+    assert "own.npz" in weaker
+    assert len(execute(job).rows()) == COUNT
+    granted = Plan(adversary=ATTACK, threat_model=ThreatModel(auxiliary=f"npz(path={str(path)!r})"))
+    with pytest.raises((ThreatModelError, DatasetError), match=r"own\.npz"):
+        prepare(run, granted, model=toy_model)
 
 
 def test_devices_that_are_not_there() -> None:

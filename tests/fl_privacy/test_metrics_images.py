@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fl_privacy.component import create
 from fl_privacy.metrics.images import MSE, PSNR, PSNR_CAP, SSIM, mse_each, psnr_each, ssim_each
-from fl_privacy.metrics.matching import assign, matched
+from fl_privacy.metrics.matching import assign, in_unit_range, matched
 from fl_privacy.protocols import Metric
-from fl_privacy.types import Outcome, PropertyScores, Reconstruction, Samples
+from fl_privacy.types import Outcome, PropertyScores, Reconstruction, Samples, Task
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 12, 17)]
 FLOAT32 = 1e-4
@@ -72,6 +72,13 @@ def test_psnr_of_a_constant_error_is_its_closed_form(offset: float) -> None:
     assert float(psnr_each(a, a + offset)[0]) == pytest.approx(
         -20 * math.log10(offset), abs=FLOAT32
     )
+
+
+def test_a_range_other_than_0_to_1_is_mapped_before_it_is_scored() -> None:
+    task = Task(input_shape=(1, 8, 8), classes=2, mean=(0.0,), std=(1.0,), low=-1.0, high=1.0)
+    made = in_unit_range(result(torch.full((1, 1, 8, 8), -1.0)), task)
+    true = in_unit_range(truth(torch.full((1, 1, 8, 8), -0.2)), task)
+    assert float(PSNR().score([made], [true])[0]) == pytest.approx(-20 * math.log10(0.4), abs=1e-4)
 
 
 def test_an_exact_copy_scores_the_cap() -> None:

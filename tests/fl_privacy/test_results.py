@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from fl_privacy.recording_store import write_atomically
+from fl_privacy import recording_store
 from fl_privacy.results import (
     Cell,
     MetricInfo,
@@ -21,8 +22,9 @@ from fl_privacy.results import (
     ResultSet,
     ResultWriter,
     load_results,
+    rounds_of,
 )
-from fl_privacy.types import Outcome, Reconstruction
+from fl_privacy.types import Outcome, Reconstruction, Task
 
 
 def config(**changes: object) -> ResultConfig:
@@ -44,6 +46,7 @@ def row(key: str, **changes: Cell) -> dict[str, Cell]:
         "key": key,
         "attempt": 1,
         "round": 2,
+        "rounds": "2",
         "node": "17",
         "images": 1,
         "status": "completed",
@@ -63,19 +66,23 @@ def made(key: str, n: int = 2) -> Reconstruction:
     return Reconstruction(key, inputs, torch.arange(n), Outcome("partial", "more steps"), 0.5, 0.25)
 
 
-def write(folder: Path, keys: list[str], settings: ResultConfig | None = None) -> ResultWriter:
-    writer = ResultWriter.open(folder, settings or config())
-    for key in keys:
-        if key not in writer.done:
-            writer.write_chunk([row(key, status="partial", message="more steps")], {key: made(key)})
-    return writer
+def write(folder: Path, keys: list[str], *, finish: bool = False) -> None:
+    with ResultWriter.open(folder, config()) as writer:
+        for key in keys:
+            if key not in writer.done:
+                partial = row(key, status="partial", message="more steps")
+                writer.write_chunk([partial], {key: made(key)})
+        if finish:
+            writer.finish()
 
 
 def test_round_trip(tmp_path: Path) -> None:
     folder = tmp_path / "results" / config().folder_name
-    writer = write(folder, ["0b", "0a"])
-    writer.write_chunk([row("0c", status="failed", message="no bias", psnr=None, loss=None)], {})
-    writer.finish()
+    write(folder, ["0b", "0a"])
+    failed = row("0c", status="failed", message="no bias", psnr=None, loss=None)
+    with ResultWriter.open(folder, config()) as writer:
+        writer.write_chunk([failed], {})
+        writer.finish()
 
     (read,) = load_results(tmp_path)
     assert read.config.complete
@@ -100,7 +107,8 @@ def test_targets_may_share_one_guess(tmp_path: Path) -> None:
         )
         for key in ("0a", "0b")
     }
-    ResultWriter.open(tmp_path, config()).write_chunk([row("0a"), row("0b")], same)
+    with ResultWriter.open(tmp_path, config()) as writer:
+        writer.write_chunk([row("0a"), row("0b")], same)
     for key in same:
         got = ResultSet(tmp_path).reconstruction(key)
         assert got is not None
@@ -108,7 +116,7 @@ def test_targets_may_share_one_guess(tmp_path: Path) -> None:
 
 
 def test_finish_exports_one_row_a_target(tmp_path: Path) -> None:
-    write(tmp_path, ["0a", "0b"]).finish()
+    write(tmp_path, ["0a", "0b"], finish=True)
     parquet = pyarrow.parquet.read_table(tmp_path / "targets.parquet")
     text = pyarrow.csv.read_csv(tmp_path / "targets.csv")
     assert parquet.equals(ResultSet(tmp_path).table)
@@ -117,8 +125,8 @@ def test_finish_exports_one_row_a_target(tmp_path: Path) -> None:
 
 
 def test_what_is_not_a_number_becomes_null(tmp_path: Path) -> None:
-    writer = ResultWriter.open(tmp_path, config())
-    writer.write_chunk([row("0a", psnr=math.nan, loss=math.nan)], {"0a": made("0a")})
+    with ResultWriter.open(tmp_path, config()) as writer:
+        writer.write_chunk([row("0a", psnr=math.nan, loss=math.nan)], {"0a": made("0a")})
     read = ResultSet(tmp_path)
     assert (read.rows()[0]["psnr"], read.rows()[0]["loss"]) == (None, None)
     result = read.reconstruction("0a")
@@ -145,11 +153,11 @@ def test_a_killed_analysis_goes_on_after_its_last_whole_chunk(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.with_name(f"{path.name}.half").write_bytes(data[: len(data) // 2])
                 raise Killed
-            write_atomically([(path, data)])
+            recording_store.write_atomically([(path, data)])
 
-    monkeypatch.setattr("fl_privacy.results.write_atomically", dying)
+    monkeypatch.setattr("fl_privacy.results_store.write_atomically", dying)
     with pytest.raises(Killed):
-        write(tmp_path, keys).finish()
+        write(tmp_path, keys, finish=True)
     monkeypatch.undo()
 
     listed = ResultSet(tmp_path) if (tmp_path / "config.json").exists() else None
@@ -157,8 +165,7 @@ def test_a_killed_analysis_goes_on_after_its_last_whole_chunk(
         assert listed is not None
         assert listed.reconstruction(r["key"]) is not None
         assert not listed.config.complete
-    writer = write(tmp_path, keys)
-    writer.finish()
+    write(tmp_path, keys, finish=True)
     read = ResultSet(tmp_path)
     assert [r["key"] for r in read.rows()] == keys
     assert all(read.reconstruction(key) is not None for key in keys)
@@ -166,11 +173,11 @@ def test_a_killed_analysis_goes_on_after_its_last_whole_chunk(
 
 
 def test_a_complete_analysis_takes_more_targets(tmp_path: Path) -> None:
-    write(tmp_path, ["0a"]).finish()
+    write(tmp_path, ["0a"], finish=True)
     created = ResultSet(tmp_path).config.created
-    writer = write(tmp_path, ["0a", "0b"])
+    write(tmp_path, ["0a", "0b"])
     assert not ResultSet(tmp_path).config.complete
-    writer.finish()
+    write(tmp_path, [], finish=True)
     read = ResultSet(tmp_path)
     assert (len(read.rows()), read.config.complete, read.config.created) == (2, True, created)
 
@@ -194,6 +201,10 @@ def test_the_digest_covers_what_decides_the_numbers_and_nothing_else() -> None:
         config(recording_digest="cd" * 32),
         config(oracle=("labels",)),
         config(model="mlp"),
+        config(task=Task(input_shape=(1, 8, 8), classes=2, mean=(0.5,), std=(0.5,))),
+        config(settings={"steps": 10, "lr": 0.1}),
+        config(code_digest="ef" * 32),
+        config(threads=2),
     ]
     assert len({c.digest for c in [config(), *others]}) == len(others) + 1
 
@@ -211,8 +222,11 @@ def test_the_digest_covers_what_decides_the_numbers_and_nothing_else() -> None:
 def test_bad_rows_are_refused(
     tmp_path: Path, rows: list[dict[str, Cell]], keys: list[str], message: str
 ) -> None:
-    writer = write(tmp_path, ["0b"])
-    with pytest.raises(ResultError, match=message):
+    write(tmp_path, ["0b"])
+    with (
+        ResultWriter.open(tmp_path, config()) as writer,
+        pytest.raises(ResultError, match=message),
+    ):
         writer.write_chunk(rows, {key: made(key) for key in keys})
     assert [r["key"] for r in ResultSet(tmp_path).rows()] == ["0b"]
 
@@ -231,8 +245,56 @@ def test_unreadable_results_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(ResultError, match=r"000000\.parquet is damaged"):
         ResultSet(tmp_path).rows()
     chunk.unlink()
-    write(tmp_path, ["0a"]).finish()
+    write(tmp_path, ["0a"], finish=True)
     assert len(ResultSet(tmp_path).rows()) == 1
+
+
+def test_an_analysis_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    with ResultWriter.open(tmp_path, config()) as first:
+        with pytest.raises(ResultError, match="another process is writing this very analysis"):
+            ResultWriter.open(tmp_path, config())
+        first.write_chunk([row("0a")], {"0a": made("0a")})
+    with pytest.raises(ResultError, match="another analysis"):
+        ResultWriter.open(tmp_path, config(seed=1))
+    write(tmp_path, ["0a", "0b"])
+    assert [r["key"] for r in ResultSet(tmp_path).rows()] == ["0a", "0b"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("in the way")
+    with pytest.raises(ResultError, match=r"results.*cannot be written \(.*copy the run"):
+        ResultWriter.open(tmp_path / "results" / "x", config())
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(files: Iterable[tuple[Path, bytes]]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write(tmp_path, ["0a"])
+    monkeypatch.setattr("fl_privacy.results_store.write_atomically", full)
+    with pytest.raises(ResultError, match=r"cannot be written \(No space left on device"):
+        write(tmp_path, ["0b"])
+    assert [r["key"] for r in ResultSet(tmp_path).rows()] == ["0a"]
+
+
+def test_a_set_of_keys_shows_these_only(tmp_path: Path) -> None:
+    write(tmp_path, ["0a", "0b"])
+    some = ResultSet(tmp_path, frozenset({"0b"}))
+    assert [r["key"] for r in some.rows()] == ["0b"]
+    assert some.reconstruction("0a") is None
+    assert some.reconstruction("0b") is not None
+
+
+def test_results_older_than_a_column_are_read(tmp_path: Path) -> None:
+    write(tmp_path, ["0a"])
+    chunk = tmp_path / "chunks" / "000000.parquet"
+    old = pyarrow.parquet.read_table(chunk).drop_columns(["rounds"])
+    pyarrow.parquet.write_table(old, chunk)
+    (read,) = ResultSet(tmp_path).rows()
+    assert rounds_of(read) == [2]
+    assert rounds_of({**read, "rounds": "1,2"}) == [1, 2]
 
 
 def test_a_run_without_results_has_none(tmp_path: Path) -> None:

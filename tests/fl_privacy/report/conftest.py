@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from fl_privacy.datasets.digits import Digits
+from fl_privacy.exchanges import digest
 from fl_privacy.metrics.images import MSE, PSNR, SSIM
 from fl_privacy.metrics.labels import LabelAccuracy
 from fl_privacy.protocols import Metric
 from fl_privacy.recording import Manifest, RecordingWriter
 from fl_privacy.results import Cell, MetricInfo, ResultConfig, ResultWriter
 from fl_privacy.run_folder import RunFolder
-from fl_privacy.threat_model import ThreatModel, digest
+from fl_privacy.threat_model import ThreatModel
 from fl_privacy.truth import TruthVault
 from fl_privacy.types import LocalTraining, Outcome, Reconstruction, Samples, Task
 
@@ -64,7 +65,8 @@ class SyntheticRun:
         defense: str | None = None,
     ) -> Path:
         """Write a result set; ``guess`` gives inputs, or the reason of a failure."""
-        model = ThreatModel(labels="oracle" if oracle else "inferred")
+        held = "digits" if name == "baseline" else ""
+        model = ThreatModel(labels="oracle" if oracle else "inferred", auxiliary=held)
         config = ResultConfig(
             name=name,
             adversary=adversary or name,
@@ -79,17 +81,28 @@ class SyntheticRun:
             versions={"torch": torch.__version__},
         )
         folder = RunFolder(self.path).results / config.folder_name
-        writer = ResultWriter.open(folder, config)
+        with ResultWriter.open(folder, config) as writer:
+            self._write(writer, config, guess, defense)
+        return folder
+
+    def _write(
+        self,
+        writer: ResultWriter,
+        config: ResultConfig,
+        guess: Callable[[int, Target], Tensor | str],
+        defense: str | None,
+    ) -> None:
         for i, target in enumerate(self.targets):
             made = guess(i, target)
             row: dict[str, Cell] = {
                 "key": target.key,
                 "attempt": 1,
                 "round": target.round,
+                "rounds": str(target.round),
                 "node": target.node,
                 "images": len(target.truth),
                 "defense": target.defense if self.audit and defense is None else defense,
-                "labels": "oracle" if oracle else "inferred",
+                "labels": "oracle" if config.oracle else "inferred",
             }
             if isinstance(made, str):
                 writer.write_chunk([{**row, "status": "failed", "message": made}], {})
@@ -102,7 +115,6 @@ class SyntheticRun:
             row |= {"status": "completed", "message": "", "loss": 0.01, "seconds": 0.5}
             writer.write_chunk([row], {target.key: result})
         writer.finish()
-        return folder
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from PIL import Image
 
 from fl_privacy.metrics.statistics import Interval, mean_interval
 from fl_privacy.report import words
-from fl_privacy.report.figures import Spread, accuracy_figure, spread_figure
+from fl_privacy.report.figures import Curve, Spread, accuracy_figure, spread_figure
 from fl_privacy.report.gallery import png
-from fl_privacy.report.scores import gain, interval_of
+from fl_privacy.report.scores import gain, interval_of, paired
 from fl_privacy.results import MetricInfo
 from fl_privacy.types import LocalTraining
 
@@ -34,14 +34,14 @@ def rows(name: str, **values: float | None) -> list[dict[str, object]]:
 def test_gain_is_the_mean_of_paired_differences() -> None:
     mine = rows("psnr", a=20.0, b=22.0, c=None, d=50.0)
     guess = rows("psnr", b=10.0, a=12.0, c=9.0, e=1.0)
-    got = gain(mine, guess, PSNR)
+    got = gain(paired(mine, guess, PSNR), PSNR)
     assert (got.mean, got.n) == (10.0, 2)
     assert got == mean_interval([8.0, 12.0])
 
 
 def test_gain_is_positive_where_more_leaked() -> None:
-    assert gain(rows("mse", a=0.01), rows("mse", a=0.09), MSE).mean == pytest.approx(0.08)
-    assert gain(rows("psnr", a=9.0), rows("psnr", a=10.0), PSNR).mean == -1.0
+    assert gain([(0.01, 0.09)], MSE).mean == pytest.approx(0.08)
+    assert gain([(9.0, 10.0)], PSNR).mean == -1.0
 
 
 def test_a_share_that_is_always_one_is_not_certain() -> None:
@@ -87,6 +87,43 @@ def test_it_is_said_whether_the_model_was_trained(places: list[tuple[int, int]],
     assert said in words.rounds(attacked)
 
 
+def test_the_rounds_of_a_linked_target_all_count() -> None:
+    linked = [{"attempt": 1, "round": 2, "rounds": "1,2"}]
+    assert words.rounds(linked) == (
+        "Attacked: rounds 1, 2; the model had its initial weights in round 1 (untrained), "
+        "later trained ones."
+    )
+
+
+@pytest.mark.parametrize(
+    ("defense", "adapts", "said"),
+    [
+        ("", True, "told of no defense"),
+        ("noise", False, "told of the defense noise; this attack does not use it"),
+        ("noise", True, "told of the defense noise and adapted to it"),
+    ],
+)
+def test_adaptation_is_claimed_only_of_attacks_that_adapt(
+    defense: str, adapts: bool, said: str
+) -> None:
+    assert said in words.told_of(defense, adapts)
+
+
+def test_attempts_are_drawn_apart() -> None:
+    share = [Interval(0.5, 0.4, 0.6, 100)] * 3
+    one = str(accuracy_figure([Curve("attempt 1", [0, 1, 2], share)], ""))
+    two = str(accuracy_figure([Curve(f"attempt {a}", [0, 1, 2], share) for a in (1, 2)], ""))
+    assert "attempt" not in one
+    assert "attempt 1" in two
+    assert "attempt 2" in two
+
+
+def test_batch_norm_is_told_of_networks_that_have_it() -> None:
+    training = LocalTraining(batch_norm="eval")
+    assert "batch norm in eval mode" in words.local_training(training, batch_norm=True)
+    assert "batch norm" not in words.local_training(training, batch_norm=False)
+
+
 def test_batches_of_one_image_are_named_the_easiest_case() -> None:
     assert "one image each, the easiest case" in words.batches([{"images": 1}], None)
     several = words.batches([{"images": 8}, {"images": 20}], LocalTraining(algorithm="fedavg"))
@@ -113,7 +150,7 @@ def test_figures_are_described_escaped_and_colored_by_the_page() -> None:
     share = [Interval(0.5, 0.4, 0.6, 100), Interval(0.7, 0.6, 0.8, 100)]
     for text in (
         str(spread_figure([(evil, [spread, alone])], "dB", evil)),
-        str(accuracy_figure([0, 1], share, evil)),
+        str(accuracy_figure([Curve(evil, [0, 1], share), Curve("2", [0, 1], share)], evil)),
     ):
         root = ElementTree.fromstring(text)
         assert root.attrib["aria-label"] == evil
@@ -136,6 +173,7 @@ def test_leaked_labels_are_told_beside_the_pictures(
         analysis=SimpleNamespace(config=SimpleNamespace(oracle=oracle)),
         interval=Interval(0.75, 0.58, 0.87, 32),
         gain=Interval(0.6, low, 0.8, 32),
+        guess=Interval(0.15, 0.05, 0.3, 32),
     )
     sentence = words.labels_too(score)  # type: ignore[arg-type]
     assert sentence.startswith(said)

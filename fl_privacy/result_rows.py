@@ -1,0 +1,76 @@
+"""One line of the result table: a finished result, scored against the truth.
+
+This is where the truth is looked up, after the attack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from fl_privacy.metrics.matching import in_unit_range
+from fl_privacy.protocols import Metric
+from fl_privacy.results import Cell, nodes_of
+from fl_privacy.truth import TruthVault
+from fl_privacy.types import (
+    Exchange,
+    Failure,
+    Observation,
+    Reconstruction,
+    Result,
+    Samples,
+    Task,
+)
+
+
+def row(
+    observation: Observation,
+    result: Result | Failure,
+    metrics: Mapping[str, Metric],
+    vault: TruthVault,
+) -> dict[str, Cell]:
+    """One line of the result table."""
+    exchange = observation.exchanges[-1]
+    members = members_of(observation.exchanges)
+    audited = all(vault.has(e) for e in members)
+    line: dict[str, Cell] = {
+        "key": observation.key,
+        "attempt": exchange.attempt,
+        "round": exchange.round,
+        "rounds": ",".join(str(e.round) for e in observation.exchanges),
+        "node": exchange.node,
+        "images": sum(e.num_examples or 0 for e in observation.exchanges),
+        "defense": defense_of(members, vault) if audited else None,
+        "labels": "inferred" if observation.labels is None else "oracle",
+    }
+    if isinstance(result, Failure):
+        return {**line, "status": "failed", "message": result.reason}
+    line |= {"status": result.outcome.status, "message": result.outcome.message}
+    line |= {"seconds": result.seconds, "loss": getattr(result, "loss", None)}
+    if audited:
+        line |= scores(metrics, result, vault.samples(members), observation.task)
+    return line
+
+
+def members_of(exchanges: Iterable[Exchange]) -> list[Exchange]:
+    """The exchanges whose truth is behind a target: those of an aggregate one by one."""
+    return [replace(e, node=node) for e in exchanges for node in nodes_of(e.node)]
+
+
+def scores(
+    metrics: Mapping[str, Metric], result: Result, truth: Samples, task: Task
+) -> dict[str, float | None]:
+    """One result against its truth, both of `in_unit_range`; None where a metric needs a set."""
+    truth = in_unit_range(truth, task)
+    if isinstance(result, Reconstruction):
+        result = in_unit_range(result, task)
+    return {
+        name: None if metric.set_level else float(metric.score([result], [truth])[0])
+        for name, metric in metrics.items()
+    }
+
+
+def defense_of(exchanges: Sequence[Exchange], vault: TruthVault) -> str:
+    """The defenses behind a target, as its clients wrote them down in the audit; "" is none."""
+    found = sorted({vault.defense(e) for e in exchanges})
+    return found[0] if len(found) == 1 else ", ".join(spec or "none" for spec in found)

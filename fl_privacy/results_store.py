@@ -1,0 +1,54 @@
+"""Who may write a result folder, and how a write that fails is told."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from fl_privacy.recording_store import write_atomically
+from fl_privacy.results_format import ResultError
+
+
+def own(folder: Path) -> int:
+    """Lock a result folder, made if missing, until the descriptor is closed or the process ends.
+
+    Raises:
+        ResultError: another process holds it, or it cannot be made.
+    """
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ResultError(
+            f"{folder}: another process is writing this very analysis; "
+            f"repeat the command when that has ended, and it goes on from there"
+        ) from None
+    return descriptor
+
+
+def put(files: Iterable[tuple[Path, bytes]], folder: Path) -> None:
+    """Write files of a result folder; each as a whole or not at all.
+
+    Raises:
+        ResultError: no room, or not writable.
+    """
+    try:
+        write_atomically(files)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def unwritable(folder: Path, error: OSError) -> ResultError:
+    """What to say, and to do, when a result folder cannot be written."""
+    return ResultError(
+        f"{error.filename or folder}: cannot be written ({error.strerror}); "
+        f"expected a run folder that is writable and has room, copy the run to one"
+    )
