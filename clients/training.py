@@ -6,7 +6,7 @@ AISTATS 2017, https://arxiv.org/abs/1602.05629.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clients.defending import mean_stats, per_sample_loss, set_gradient, step_of
 from fl_privacy.protocols import GradientDefense
-from fl_privacy.types import LocalTraining, Samples, Task
+from fl_privacy.types import LocalTraining, Samples, Step, Task
 
 OnStep = Callable[[int, Samples, Tensor], None]
 """Called before each step with its number, its batch in pixel space and the batch's indices."""
@@ -56,38 +56,50 @@ def local_train(
     examples; ``fedavg`` counts all samples.
 
     Raises:
-        ValueError: no samples, ``drop_last`` leaves no batch, or a gradient defense has no
-            generator.
+        ValueError: no samples, no whole batch, or a gradient defense without a generator.
     """
     device = device or torch.device("cpu")
     sampling = gradient_defense.sampling if gradient_defense else "shuffle"
     batches = list(draw_batches(len(samples), training, sampling=sampling, generator=generator))
-    model.to(device)
-    set_mode(model, training)
+    set_mode(model.to(device), training)
+
+    def step_on(number: int, indices: Tensor) -> Step:
+        batch = take(samples, indices)
+        if on_step is not None:
+            on_step(number, batch, indices)
+        nominal = training.batch_size if sampling == "poisson" else len(indices)
+        return step_of(model, task, batch, expected_batch_size=nominal, device=device)
+
+    with _private_dropout(generator, device):
+        steps = (step_on(number, indices) for number, indices in enumerate(batches))
+        loss, stats = descend(model, steps, training, gradient_defense, defense_generator)
+    state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    num_examples = _num_examples(len(samples), training, batches, sampling)
+    return TrainResult(state, num_examples, loss, stats)
+
+
+def descend(
+    model: nn.Module,
+    steps: Iterable[Step],
+    training: LocalTraining,
+    defense: GradientDefense | None,
+    generator: Generator | None,
+) -> tuple[float, dict[str, float]]:
+    """One SGD step for each of ``steps``: the mean loss of their samples, the defense's stats."""
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=training.lr,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
     )
-    losses, stats = [], []
-    with _private_dropout(generator, device):
-        for number, indices in enumerate(batches):
-            batch = take(samples, indices)
-            if on_step is not None:
-                on_step(number, batch, indices)
-            nominal = training.batch_size if sampling == "poisson" else len(indices)
-            step = step_of(model, task, batch, expected_batch_size=nominal, device=device)
-            loss, of_step = set_gradient(step, gradient_defense, defense_generator)
-            optimizer.step()
-            losses.append(loss * len(indices))
-            stats.append(of_step)
-    return TrainResult(
-        state={name: value.detach().cpu().clone() for name, value in model.state_dict().items()},
-        num_examples=_num_examples(len(samples), training, batches, sampling),
-        loss=sum(losses) / max(sum(map(len, batches)), 1),
-        stats=mean_stats(stats),
-    )
+    losses, counts, stats = [], [], []
+    for step in steps:
+        loss, of_step = set_gradient(step, defense, generator)
+        optimizer.step()
+        losses.append(loss * len(step.labels))
+        counts.append(len(step.labels))
+        stats.append(of_step)
+    return sum(losses) / max(sum(counts), 1), mean_stats(stats)
 
 
 def draw_batches(

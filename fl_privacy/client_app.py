@@ -1,6 +1,6 @@
 """The Flower client: trains on its partition, defends itself, and, in an audit, keeps the truth.
 
-Every draw comes from (seed, round, partition, purpose), so a round can be repeated in any
+Every draw comes from (seed, attempt, round, partition, purpose), so a round can be repeated in any
 process. PyTorch runs on one thread: the same sums in the same order wherever Ray or a
 SuperNode starts the process, and clients side by side do not fight for the cores.
 
@@ -42,12 +42,12 @@ def train(message: Message, context: Context) -> Message:
     torch.set_num_threads(1)
     settings, (client, clients) = client_settings(context), partition_of(context)
     trip = round_trip_of(message, context, settings)
-    spec = settings.client_defense if client < settings.client_defended_share * clients else ""
+    spec = settings.client_defense if client < settings.defended(clients) else ""
     gradient_defense, update_defenses = split_defenses(create_all("defenses", spec))
     dataset = open_dataset(settings.dataset)
     key, model, sent = received_model(message, settings, dataset)
     own = partition_indices(settings.dataset, settings.partition, client, clients, settings.seed)
-    seeds = (settings.seed, trip.round, client)
+    seeds = (settings.seed, trip.attempt, trip.round, client)
     hidden = (secrets.randbits(63),) if "client-defense" in context.node_config else seeds
     result = local_train(
         model,

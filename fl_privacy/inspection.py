@@ -10,11 +10,11 @@ from typing import Any, cast, get_args
 
 from pydantic import BaseModel
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
 
 from fl_privacy.component import Group, find, installed
-from fl_privacy.recording import Entry, Recording
+from fl_privacy.printable import printable
+from fl_privacy.recording import Entry, Manifest, Recording
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.settings import RunSettings
 from strategies.flower import flower_strategies, parameters_of
@@ -39,25 +39,30 @@ def overview(recording: Recording) -> Iterator[Table]:
     if errors:
         table = Table("times", "error", title="Errors", title_justify="left")
         for status, times in errors.most_common(SHOWN_ERRORS):
-            table.add_row(str(times), escape(status))
+            table.add_row(str(times), printable(status))
         yield table
 
 
 def _facts(recording: Recording) -> Table:
-    manifest, facts = recording.manifest, Table(show_header=False, box=None)
-    facts.add_row("recorded", manifest.created)
-    facts.add_row("model", manifest.model or "unknown")
-    facts.add_row("dataset", manifest.dataset or "unknown")
+    table = Table(show_header=False, box=None)
+    for name, value in _rows_of(recording.manifest):
+        table.add_row(name, printable(value))
+    return table
+
+
+def _rows_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    config = manifest.run_config
+    yield "recorded", manifest.created
+    yield "model", manifest.model or "unknown"
+    yield "dataset", manifest.dataset or "unknown"
     if manifest.task:
         shape = " x ".join(map(str, manifest.task.input_shape))
-        facts.add_row("task", f"{manifest.task.classes} classes, inputs {shape}")
+        yield "task", f"{manifest.task.classes} classes, inputs {shape}"
     if training := manifest.local_training:
-        facts.add_row("training", ", ".join(f"{k} {v}" for k, v in training))
-    config = manifest.run_config
-    facts.add_row("strategy", str(config.get("strategy", "unknown")))
-    facts.add_row("partition", str(config.get("partition", "unknown")))
-    facts.add_row("versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))
-    return facts
+        yield "training", ", ".join(f"{k} {v}" for k, v in training)
+    yield "strategy", str(config.get("strategy", "unknown"))
+    yield "partition", str(config.get("partition", "unknown"))
+    yield "versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items())
 
 
 def _attempts(entries: list[Entry]) -> Table:
@@ -95,7 +100,7 @@ def listing(group: str) -> Table:
     heads = ("name", "default", "meaning") if group == "settings" else ("name", "settings", "what")
     table = Table(*heads, title=group.replace("_", " "), title_justify="left")
     for row in _rows(group):
-        table.add_row(*map(escape, row))
+        table.add_row(*map(printable, row))
     return table
 
 

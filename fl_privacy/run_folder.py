@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 
 class RunFolderError(ValueError):
@@ -38,6 +40,11 @@ class RunFolder:
         return self.path / "history.jsonl"
 
     @property
+    def model(self) -> Path:
+        """The global model after the last round; a resumed run goes on from it."""
+        return self.path / "model.safetensors"
+
+    @property
     def results(self) -> Path:
         """What adversaries made of the recording."""
         return self.path / "results"
@@ -54,7 +61,7 @@ class RunFolder:
 
 
 def writable_run_folder(out_dir: str | Path, *, resume: bool = False) -> RunFolder:
-    """The run folder at ``out_dir``, made if missing, ready to be written.
+    """The run folder at ``out_dir``, ready to be written; made, for its owner alone, if missing.
 
     Raises:
         RunFolderError: the path is empty or relative, cannot be written, holds a
@@ -74,7 +81,7 @@ def writable_run_folder(out_dir: str | Path, *, resume: bool = False) -> RunFold
     if resume and not folder.manifest.exists():
         raise RunFolderError(f"nothing to resume: {folder.manifest} does not exist")
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder.path):
             pass
     except OSError as error:
@@ -82,3 +89,12 @@ def writable_run_folder(out_dir: str | Path, *, resume: bool = False) -> RunFold
             f"cannot write to {folder.path} ({error.strerror}): name a folder that you may write"
         ) from error
     return folder
+
+
+def open_private(path: Path) -> TextIO:
+    """Open a text file to append to it; a new one is its owner's alone."""
+    return open(path, "a", encoding="utf-8", opener=_owner_only)
+
+
+def _owner_only(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

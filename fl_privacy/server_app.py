@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from logging import getLogger
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -20,11 +18,12 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from clients.training import evaluate_model
+from fl_privacy.checkpoint import load_last_model, save_model
 from fl_privacy.code_digest import code_digest
 from fl_privacy.component import VERSION, create, spec_of
 from fl_privacy.protocols import Dataset, Model
-from fl_privacy.recording import Manifest, Recording, RecordingError, RecordingWriter
-from fl_privacy.run_folder import writable_run_folder
+from fl_privacy.recording import Manifest, RecordingWriter
+from fl_privacy.run_folder import RunFolder, open_private, writable_run_folder
 from fl_privacy.settings import RunSettings, parse_settings
 from fl_privacy.types import Task
 from strategies.flower import flower_strategy
@@ -46,7 +45,7 @@ def main(grid: Grid, context: Context) -> None:
 
     Raises:
         ComponentError, RunFolderError, RecordingError: a setting cannot be used.
-        RuntimeError: all clients failed, or one runs other code.
+        RuntimeError: all clients failed, or run other code.
     """
     settings = parse_settings(context.run_config)
     folder = writable_run_folder(settings.out_dir, resume=settings.resume)
@@ -57,7 +56,7 @@ def main(grid: Grid, context: Context) -> None:
     manifest = manifest_of(settings, task)
     with RecordingWriter.open(folder.recording, manifest, resume=settings.resume) as writer:
         if settings.resume:
-            load_last_sent(model, folder.recording)
+            load_last_model(model, folder)
         strategy = RecordingStrategy(
             inner,
             writer,
@@ -71,7 +70,7 @@ def main(grid: Grid, context: Context) -> None:
             ArrayRecord(model.state_dict()),
             num_rounds=settings.num_server_rounds,
             train_config=ConfigRecord({"attempt": writer.attempt}),
-            evaluate_fn=evaluation(model, dataset, folder.history, writer.attempt),
+            evaluate_fn=evaluation(model, dataset, folder, writer.attempt),
         )
 
 
@@ -108,22 +107,6 @@ def manifest_of(settings: RunSettings, task: Task) -> Manifest:
     )
 
 
-def load_last_sent(model: nn.Module, recording: Path) -> None:
-    """Put the parameters of the last recorded round into ``model``: a resumed run goes on there.
-
-    Raises:
-        RecordingError: they do not fit the model.
-    """
-    opened = Recording(recording)
-    last = deque(opened.entries(status=None), maxlen=1)
-    if not last or not last[0].global_digest:
-        return
-    try:
-        model.load_state_dict(dict(opened.sent(last[0])))
-    except RuntimeError as error:
-        raise RecordingError(f"{recording}: cannot resume, {error}") from None
-
-
 def await_clients(grid: Grid, wanted: int) -> None:
     """Wait for ``wanted`` clients, and until no more come: Flower samples whoever is there."""
     count, since, told = -1, time.monotonic(), 0.0
@@ -141,9 +124,9 @@ def await_clients(grid: Grid, wanted: int) -> None:
 
 
 def evaluation(
-    model: nn.Module, dataset: Dataset, history: Path, attempt: int
+    model: nn.Module, dataset: Dataset, folder: RunFolder, attempt: int
 ) -> Callable[[int, ArrayRecord], MetricRecord]:
-    """A function for Flower that scores the global model and appends to the history.
+    """A function for Flower that keeps the global model, scores it and appends to the history.
 
     One JSON line a round: attempt, round, accuracy, loss, n (test samples), and seconds
     since this function was made.
@@ -153,11 +136,13 @@ def evaluation(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        model.load_state_dict(arrays.to_torch_state_dict())
+        state = arrays.to_torch_state_dict()
+        save_model(folder.model, state, attempt=attempt, round=server_round)
+        model.load_state_dict(state)
         loss, accuracy = evaluate_model(model, task, samples, device=device)
         seconds = round(time.perf_counter() - start, 4)
         score = {"accuracy": accuracy, "loss": loss, "n": len(samples), "seconds": seconds}
-        with history.open("a", encoding="utf-8") as file:
+        with open_private(folder.history) as file:
             file.write(json.dumps({"attempt": attempt, "round": server_round, **score}) + "\n")
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 

@@ -1,12 +1,14 @@
 """The Flower run config, parsed once into typed settings.
 
-Flower hands over flat scalars with hyphenated keys. Keys that begin with
-``client-`` are the clients' own business: they never enter a recording.
+Flower hands over flat scalars with hyphenated keys. What a recording may hold of them is
+declared `Recorded`; everything else stays out: keys that begin with ``client-`` are the
+clients' own business.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +17,10 @@ from fl_privacy.component import ComponentError, describe
 from fl_privacy.types import LocalTraining, NonNegativeFloat, PositiveFloat, PositiveInt
 
 Scalar = bool | int | float | str
+
+
+Recorded = partial(Field, json_schema_extra={"recorded": True})
+"""A field that a recording may hold."""
 
 
 class RunSettings(BaseModel):
@@ -29,47 +35,55 @@ class RunSettings(BaseModel):
         validate_by_alias=True,
     )
 
-    seed: Annotated[int, Field(description="seed of model, partition, batches, noise")] = 0
-    dataset: Annotated[str, Field(description="where inputs come from")] = "fashion-mini"
-    partition: Annotated[str, Field(description="how clients share the training split")] = "iid"
-    model: Annotated[str, Field(description="network architecture")] = "lenet-zhu"
-    strategy: Annotated[str, Field(description="Flower strategy that aggregates")] = "fedavg"
-    min_clients: Annotated[PositiveInt, Field(description="clients to wait for before round 1")] = 2
-    num_server_rounds: Annotated[PositiveInt, Field(description="rounds to run")] = 3
-    fraction_train: Annotated[float, Field(gt=0, le=1, description="clients in a round")] = 1.0
+    seed: Annotated[int, Recorded(description="seed of model, partition, batches, noise")] = 0
+    dataset: Annotated[str, Recorded(description="where inputs come from")] = "fashion-mini"
+    partition: Annotated[str, Recorded(description="how clients share the training split")] = "iid"
+    model: Annotated[str, Recorded(description="network architecture")] = "lenet-zhu"
+    strategy: Annotated[str, Recorded(description="Flower strategy that aggregates")] = "fedavg"
+    min_clients: Annotated[
+        PositiveInt, Recorded(description="clients to wait for before round 1")
+    ] = 2
+    num_server_rounds: Annotated[PositiveInt, Recorded(description="rounds to run")] = 3
+    fraction_train: Annotated[float, Recorded(gt=0, le=1, description="clients in a round")] = 1.0
     algorithm: Annotated[
-        Literal["fedsgd", "fedavg"], Field(description="one step on one batch, or local epochs")
+        Literal["fedsgd", "fedavg"], Recorded(description="one step on one batch, or local epochs")
     ] = "fedsgd"
-    lr: Annotated[PositiveFloat, Field(description="learning rate of local SGD")] = 0.01
-    momentum: Annotated[float, Field(ge=0, lt=1, description="momentum of local SGD")] = 0.0
-    weight_decay: Annotated[NonNegativeFloat, Field(description="L2 penalty of local SGD")] = 0.0
-    local_epochs: Annotated[PositiveInt, Field(description="passes over the data (fedavg)")] = 1
-    batch_size: Annotated[PositiveInt, Field(description="samples a step")] = 1
-    drop_last: Annotated[bool, Field(description="leave out an incomplete last batch")] = False
+    lr: Annotated[PositiveFloat, Recorded(description="learning rate of local SGD")] = 0.01
+    momentum: Annotated[float, Recorded(ge=0, lt=1, description="momentum of local SGD")] = 0.0
+    weight_decay: Annotated[NonNegativeFloat, Recorded(description="L2 penalty of local SGD")] = 0.0
+    local_epochs: Annotated[PositiveInt, Recorded(description="passes over the data (fedavg)")] = 1
+    batch_size: Annotated[PositiveInt, Recorded(description="samples a step")] = 1
+    drop_last: Annotated[bool, Recorded(description="leave out an incomplete last batch")] = False
     order: Annotated[
-        Literal["shuffled", "sequential"], Field(description="order of the samples")
+        Literal["shuffled", "sequential"], Recorded(description="order of the samples")
     ] = "shuffled"
     batch_norm: Annotated[
-        Literal["train", "eval"], Field(description="mode of batch norm in local training")
+        Literal["train", "eval"], Recorded(description="mode of batch norm in local training")
     ] = "train"
     out_dir: Annotated[str, Field(description="run folder, absolute, new or resumable")] = ""
     resume: Annotated[
-        bool, Field(description="add an attempt to the recording in out-dir, from its last model")
+        bool,
+        Recorded(description="add an attempt to the recording in out-dir, from its last model"),
     ] = False
-    audit: Annotated[bool, Field(description="clients write their truth into out-dir/truth")] = (
+    audit: Annotated[bool, Recorded(description="clients write their truth into out-dir/truth")] = (
         False
     )
     record_rounds: Annotated[
         str,
-        Field(pattern=r"^(\d+(-\d*)?(,\d+(-\d*)?)*)?$", description="such as 1-5,10; empty: all"),
+        Recorded(
+            pattern=r"^(\d+(-\d*)?(,\d+(-\d*)?)*)?$", description="such as 1-5,10; empty: all"
+        ),
     ] = ""
-    record_clients: Annotated[int, Field(ge=0, description="clients a round to record; 0: all")] = 0
+    record_clients: Annotated[
+        int, Recorded(ge=0, description="clients a round to record; 0: all")
+    ] = 0
     sorted_replies: Annotated[
-        bool, Field(description="aggregate in partition order, for reproducible sums")
+        bool, Recorded(description="aggregate in partition order, for reproducible sums")
     ] = True
     client_defense: Annotated[str, Field(description="defenses joined by +; empty: none")] = ""
     client_defended_share: Annotated[
-        float, Field(ge=0, le=1, description="share of clients (lowest partition ids) that defend")
+        float,
+        Field(ge=0, le=1, description="share of clients (lowest partition ids, rounded) to defend"),
     ] = 1.0
 
     @property
@@ -88,9 +102,14 @@ class RunSettings(BaseModel):
         )
 
     def public(self) -> dict[str, Scalar]:
-        """The settings a recording may hold: all but the clients' own and the path."""
-        dumped: dict[str, Scalar] = self.model_dump(by_alias=True)
-        return {k: v for k, v in dumped.items() if not k.startswith("client-") and k != "out-dir"}
+        """The settings a recording may hold: those declared `Recorded`."""
+        fields = type(self).model_fields.items()
+        recorded = {name for name, field in fields if field.json_schema_extra == {"recorded": True}}
+        return self.model_dump(by_alias=True, include=recorded)
+
+    def defended(self, clients: int) -> int:
+        """How many of ``clients`` defend, those with the lowest partition ids."""
+        return round(self.client_defended_share * clients)
 
 
 def parse_settings(config: Mapping[str, object]) -> RunSettings:

@@ -19,7 +19,8 @@ from typing import Any
 from fl_privacy.code_digest import PACKAGES
 from fl_privacy.component import VERSION
 from fl_privacy.preflight import check_ray_address, check_resources, prepare
-from fl_privacy.run_folder import writable_run_folder
+from fl_privacy.printable import plain
+from fl_privacy.run_folder import open_private, writable_run_folder
 from fl_privacy.settings import RunSettings, Scalar, parse_settings
 from fl_privacy.superlink import CONNECTION, SimulationError, SuperLink, private_superlink
 
@@ -67,12 +68,9 @@ def simulate(
         "init-args-num-cpus": total_cpus,
         "init-args-num-gpus": total_gpus,
     }
-    settings = {**config, "out-dir": str(out)}
     with private_superlink() as link:
         source = app or assemble_app(link.home / "app")
-        command = ["flwr", "run", str(source), CONNECTION, "--stream"]
-        command += ["--run-config", str(_write_toml(link.home / "run.toml", settings))]
-        command += ["--federation-config", str(_write_toml(link.home / "size.toml", resources))]
+        command = _run_command(link, source, {**config, "out-dir": str(out)}, resources)
         run_id = _submit(link, command, folder.log, stream)
         _require_completed(link, run_id, folder.log)
 
@@ -105,15 +103,28 @@ def assemble_app(folder: Path) -> Path:
     return folder
 
 
+def _run_command(
+    link: SuperLink,
+    app: Path,
+    settings: Mapping[str, Scalar],
+    resources: Mapping[str, Scalar | None],
+) -> list[str]:
+    return [
+        *("flwr", "run", str(app), CONNECTION, "--stream"),
+        *("--run-config", str(_write_toml(link.home / "run.toml", settings))),
+        *("--federation-config", str(_write_toml(link.home / "size.toml", resources))),
+    ]
+
+
 def _submit(
     link: SuperLink, command: list[str], log_file: Path, stream: Callable[[str], None]
 ) -> str:
     """Start the run and pass its log on until it ends; returns the run's id."""
     run_id = None
     said: deque[str] = deque(maxlen=20)
-    with _process(link, command) as process, log_file.open("a", encoding="utf-8") as log:
+    with _process(link, command) as process, open_private(log_file) as log:
         for raw in process.stdout or ():
-            line = _COLORS.sub("", raw).rstrip()
+            line = plain(_COLORS.sub("", raw)).rstrip()
             said.append(line)
             log.write(line + "\n")
             log.flush()

@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from io import BytesIO
+from tokenize import TokenError
 
 import numpy as np
 from flwr.app import Array, Message, RecordDict
 
 from fl_privacy.recording import Arrays, Layout, RecordingWriter, Reply
 from fl_privacy.recording_format import STORABLE
+
+MALFORMED = (ValueError, TypeError, OverflowError, LookupError, AttributeError)
+"""What numpy raises for a header that says the wrong things."""
+
+UNPARSABLE = (SyntaxError, TokenError, MemoryError, RecursionError)
+"""What Python's parser, to which numpy gives the header, raises for one that says nothing."""
 
 NUM_EXAMPLES_KEYS = ("num-examples", "num_examples")
 
@@ -36,10 +43,13 @@ def array_of(name: str, array: Array) -> np.ndarray:
         shape, fortran, dtype = header(file)
         if dtype.name not in STORABLE:
             raise ValueError(f"dtype {dtype.name} cannot be stored")
+        if min(shape, default=0) < 0:
+            raise ValueError(f"shape {shape}, expected no negative size")
         flat = np.frombuffer(array.data, dtype, count=math.prod(shape), offset=file.tell())
         return flat.reshape(shape, order="F" if fortran else "C")
-    except (ValueError, TypeError, OverflowError) as error:
-        raise UnreadableArraysError(f"array {name!r}: {error}") from error
+    except (*MALFORMED, *UNPARSABLE) as error:
+        reason = str(error) or type(error).__name__
+        raise UnreadableArraysError(f"array {name!r}: {reason}") from error
 
 
 def arrays_of(content: RecordDict) -> dict[str, np.ndarray]:

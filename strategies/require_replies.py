@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fl_privacy.printable import plain
 from strategies.wrapper import StrategyWrapper
 
 SHOWN = 3
@@ -52,7 +53,7 @@ def first_errors(replies: Sequence[Message]) -> str:
     if not replies:
         return "no reply arrived in time; check that the clients run, or allow them more time"
     reasons = dict.fromkeys(
-        " ".join((reply.error.reason or f"error code {reply.error.code}").split())
+        " ".join(plain(reply.error.reason or f"error code {reply.error.code}").split())
         for reply in replies
     )
     shown = "; ".join(list(reasons)[:SHOWN])

@@ -1,4 +1,4 @@
-"""Refuse clients that run other code than the server.
+"""Leave out clients that run other code than the server.
 
 In a simulation, Ray workers put their working directory before the app bundle on the
 import path: an old copy of the packages there would be used in silence.
@@ -7,21 +7,24 @@ import path: an old copy of the packages there would be used in silence.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from logging import getLogger
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
+from fl_privacy.printable import plain
 from strategies.wrapper import StrategyWrapper
 
 
 class CodeMismatchError(RuntimeError):
-    """A client runs other code than the server."""
+    """No client runs the server's code."""
 
 
 class SameCode(StrategyWrapper):
     """Compares the code digest that clients report with the server's own.
 
-    Replies that report none (other apps) and errors pass.
+    Replies with another digest are dropped and logged: one client must not stop the run. Replies
+    that report none (other apps) and errors pass.
     """
 
     def __init__(self, inner: Strategy, digest: str) -> None:
@@ -31,22 +34,32 @@ class SameCode(StrategyWrapper):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check, then delegate.
+        """Drop, then delegate.
 
         Raises:
-            CodeMismatchError: naming the client and both digests.
+            CodeMismatchError: nothing but errors is left; names a client and both digests.
         """
-        replies = list(replies)
+        kept: list[Message] = []
+        mismatches: list[str] = []
         for reply in replies:
             got = reported_digest(reply)
-            if got not in (None, self.digest):
-                raise CodeMismatchError(
-                    f"client {reply.metadata.src_node_id} runs other code (digest {got[:12]}) than "
-                    f"the server ({self.digest[:12]}): another copy of these packages comes first "
-                    f"on its import path. Start Flower from a folder without a copy, or use "
-                    f"fl-privacy simulate"
-                )
-        return super().aggregate_train(server_round, replies)
+            if got in (None, self.digest):
+                kept.append(reply)
+            else:
+                mismatches.append(self._mismatch(reply, got))
+                getLogger("flwr").warning("%s; its reply is left out", mismatches[-1])
+        if mismatches and all(reply.has_error() for reply in kept):
+            raise CodeMismatchError(
+                f"{mismatches[0]}: another copy of these packages comes first on its import path. "
+                f"Start Flower from a folder without a copy, or use fl-privacy simulate"
+            )
+        return super().aggregate_train(server_round, kept)
+
+    def _mismatch(self, reply: Message, got: str) -> str:
+        return (
+            f"client {reply.metadata.src_node_id} runs other code (digest {plain(got[:12])}) than "
+            f"the server ({self.digest[:12]})"
+        )
 
 
 def reported_digest(reply: Message) -> str | None:

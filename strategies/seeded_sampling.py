@@ -15,7 +15,8 @@ from strategies.wrapper import StrategyWrapper
 
 
 class SeededSampling(StrategyWrapper):
-    """Keeps of the inner strategy's messages those to the clients that (seed, round) draw.
+    """Keeps of the inner strategy's messages those to the clients drawn by seed,
+    attempt (in the train config; 1 without) and round.
 
     The inner strategy has to address every client (``fraction_train=1``). Node ids are
     random in a simulation, so the draw is over partition ids, which each client is asked
@@ -40,7 +41,8 @@ class SeededSampling(StrategyWrapper):
         nodes = [message.metadata.dst_node_id for message in messages]
         self._ask([node for node in nodes if node not in self._order], grid)
         nodes.sort(key=self._order.__getitem__)
-        draw = generator(self.seed, server_round, "sampled clients")
+        attempt = config.get("attempt", 1)
+        draw = generator(self.seed, str(attempt), server_round, "sampled clients")
         count = max(1, round(self.fraction * len(nodes)))
         chosen = {nodes[i] for i in torch.randperm(len(nodes), generator=draw)[:count].tolist()}
         return [message for message in messages if message.metadata.dst_node_id in chosen]

@@ -134,7 +134,7 @@ def test_a_round_can_be_repeated_and_differs_from_others(train: Callable[..., Me
     weight = "dense1.weight"
     first, again = returned(train())[weight], returned(train())[weight]
     assert torch.equal(first, again)
-    others = (train(round=2), train(partition_id=1), train({"seed": 1}))
+    others = (train(round=2), train(attempt=2), train(partition_id=1), train({"seed": 1}))
     assert all(not torch.equal(first, returned(other)[weight]) for other in others)
 
 
@@ -158,6 +158,13 @@ def test_the_share_of_defending_clients_begins_at_partition_zero(
         assert equal == (client >= 2)
         vault = TruthVault(tmp_path / str(client) / "truth")
         assert vault.defense(kept()) == (NOISE if client < 2 else "")
+
+
+def test_a_resumed_run_draws_other_noise(train: Callable[..., Message]) -> None:
+    """The same batch (all samples, in order) twice: what differs is the noise."""
+    whole: Run = {"order": "sequential", "client-defense": NOISE}
+    first, resumed = (returned(train(whole, attempt=a))["dense1.weight"] for a in (1, 2))
+    assert not torch.equal(first, resumed)
 
 
 def test_the_nodes_own_defense_takes_precedence(train: Callable[..., Message]) -> None:

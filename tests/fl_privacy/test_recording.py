@@ -529,9 +529,7 @@ def test_a_full_disk_loses_nothing_that_was_stored(
     with RecordingWriter.open(root, MANIFEST) as writer:
         first = reply(writer)
         disk_full_after(size, monkeypatch)
-        with pytest.raises(
-            RecordingError, match=r"000000.jsonl: cannot be written \(No"
-        ):
+        with pytest.raises(RecordingError, match=r"000000.jsonl: cannot be written \(No"):
             writer.extend([Reply(1, str(i), WEIGHTS, i, first.global_digest) for i in range(2)])
         monkeypatch.undo()
         for use in (lambda: reply(writer, 2), lambda: writer.end_round(1)):

@@ -1,8 +1,9 @@
+import stat
 from pathlib import Path
 
 import pytest
 
-from fl_privacy.run_folder import RunFolderError, writable_run_folder
+from fl_privacy.run_folder import RunFolderError, open_private, writable_run_folder
 
 
 @pytest.mark.parametrize("path", ["", "runs/first", "./x"])
@@ -21,6 +22,16 @@ def test_an_existing_recording_is_refused_and_untouched(tmp_path: Path) -> None:
         writable_run_folder(tmp_path / "run")
     assert folder.manifest.read_text() == "{}"
     assert writable_run_folder(tmp_path / "run", resume=True) == folder
+
+
+def test_a_new_run_folder_and_its_texts_are_the_owners_alone(tmp_path: Path) -> None:
+    folder = writable_run_folder(tmp_path / "run")
+    for line in ("a\n", "b\n"):
+        with open_private(folder.history) as file:
+            file.write(line)
+    assert folder.history.read_text() == "a\nb\n"
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.history.stat().st_mode) == 0o600
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """The ServerApp against an in-process grid: no Ray, no network."""
 
 import json
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Mapping
+from logging import getLogger
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from safetensors import safe_open
 
 from fl_privacy import server_app
 from fl_privacy.code_digest import code_digest
@@ -48,7 +51,7 @@ def adding(amount: float, digest: str | None = None) -> Client:
 
 def run(
     out: Path,
-    client: Client,
+    client: Callable[[RecordDict, int], RecordDict],
     changed: Mapping[str, Scalar] = MappingProxyType({}),
     *,
     nodes: tuple[int, ...] = (1, 2),
@@ -86,14 +89,47 @@ def test_a_run_records_every_reply_and_the_history(tmp_path: Path) -> None:
     assert code_digest() in manifest
 
 
-def test_a_resumed_run_goes_on_from_the_last_model_sent(tmp_path: Path) -> None:
+def test_a_resumed_run_goes_on_from_the_last_aggregate(tmp_path: Path) -> None:
     run(tmp_path, adding(1.0))
     client = adding(1.0)
     run(tmp_path, client, {"resume": True})
-    last, again = sent(tmp_path, 1, 2), sent(tmp_path, 2, 1)
-    assert all(torch.equal(again[name], last[name]) for name in last)
+    first, again = sent(tmp_path, 1, 1), sent(tmp_path, 2, 1)
+    assert all(torch.allclose(again[name], first[name] + 2.0) for name in first)
     assert history(tmp_path) == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
     assert client.attempts == {2}
+
+
+def test_a_resumed_run_does_not_go_back_to_the_last_recorded_round(tmp_path: Path) -> None:
+    run(tmp_path, adding(1.0), {"record-rounds": "1", "num-server-rounds": 3})
+    run(tmp_path, adding(1.0), {"resume": True, "record-rounds": "1"})
+    first, again = sent(tmp_path, 1, 1), sent(tmp_path, 2, 1)
+    assert all(torch.allclose(again[name], first[name] + 3.0) for name in first)
+
+
+def test_a_run_that_kept_no_model_resumes_from_the_last_one_sent(tmp_path: Path) -> None:
+    run(tmp_path, adding(1.0))
+    (tmp_path / "model.safetensors").unlink()
+    run(tmp_path, adding(1.0), {"resume": True})
+    last, again = sent(tmp_path, 1, 2), sent(tmp_path, 2, 1)
+    assert all(torch.equal(again[name], last[name]) for name in last)
+
+
+def test_a_damaged_model_is_named_with_the_remedy(tmp_path: Path) -> None:
+    run(tmp_path, adding(1.0))
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1])
+    with pytest.raises(RunFolderError, match=r"model.safetensors: damaged .*; remove it to resume"):
+        run(tmp_path, adding(1.0), {"resume": True})
+
+
+def test_the_kept_model_says_of_which_round_it_is(tmp_path: Path) -> None:
+    run(tmp_path, adding(1.0))
+    run(tmp_path, adding(1.0), {"resume": True, "num-server-rounds": 3})
+    path = tmp_path / "model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"attempt": "2", "round": "3"}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "history.jsonl").stat().st_mode) == 0o600
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -111,9 +147,22 @@ def test_all_clients_failing_names_the_first_error(tmp_path: Path) -> None:
     assert [entry.ok for entry in entries] == [False]
 
 
-def test_other_code_on_a_client_stops_the_run(tmp_path: Path) -> None:
+def test_other_code_on_all_clients_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(CodeMismatchError, match=r"client \d runs other code \(digest beef"):
-        run(tmp_path, adding(1.0, digest="beef" * 16))
+        run(tmp_path, adding(1.0, digest="beef" * 16), nodes=(1, 2, 13))
+
+
+def test_one_client_with_other_code_is_recorded_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, liar = adding(1.0), adding(100.0, digest="\x1b[2Jbeef")
+    monkeypatch.setattr(getLogger("flwr"), "propagate", True)
+    run(tmp_path, lambda content, node: (liar if node == 2 else honest)(content, node))
+    first, second = sent(tmp_path, 1, 1), sent(tmp_path, 1, 2)
+    assert all(torch.allclose(second[name], first[name] + 1.0) for name in first)
+    assert len(list(Recording(tmp_path / "recording").entries())) == 4
+    assert "client 2 runs other code (digest [2Jbeef)" in caplog.text
+    assert "\x1b" not in caplog.text
 
 
 @pytest.mark.parametrize(

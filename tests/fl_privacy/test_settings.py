@@ -1,8 +1,9 @@
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import Field
 
 from fl_privacy.component import VERSION, ComponentError
 from fl_privacy.settings import RunSettings, parse_settings
@@ -28,6 +29,26 @@ def test_clients_own_settings_and_the_path_stay_out_of_a_recording() -> None:
     assert not [key for key in public if key.startswith("client-")]
     assert "out-dir" not in public
     assert public["lr"] == settings.lr
+
+
+def test_a_new_setting_is_not_recorded_unless_it_says_so() -> None:
+    class Grown(RunSettings):
+        client_secret: str = "x"
+        token: Annotated[str, Field(description="of a new service")] = "x"
+
+    assert Grown().public() == RunSettings().public()
+    out = set(RunSettings().model_dump(by_alias=True)) - set(RunSettings().public())
+    assert out == {"client-defense", "client-defended-share", "out-dir"}
+
+
+@pytest.mark.parametrize(
+    ("share", "clients", "defended"),
+    [(0.07, 100, 7), (0.29, 100, 29), (0.5, 4, 2), (0.3, 4, 1), (1.0, 7, 7), (0.0, 7, 0)],
+)
+def test_a_share_of_the_clients_is_a_rounded_number(
+    share: float, clients: int, defended: int
+) -> None:
+    assert RunSettings(client_defended_share=share).defended(clients) == defended
 
 
 @pytest.mark.parametrize(

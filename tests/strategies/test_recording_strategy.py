@@ -247,6 +247,12 @@ def test_an_error_reply_is_recorded_under_the_client_that_failed(tmp_path: Path)
     assert max(map(len, lines)) <= 512
 
 
+def with_header(header: bytes) -> Array:
+    """A ``.npy`` of version 1.0 whose header says anything."""
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(8)
+    return Array("float32", (2,), "numpy.ndarray", data)
+
+
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
@@ -254,8 +260,27 @@ def test_an_error_reply_is_recorded_under_the_client_that_failed(tmp_path: Path)
         (Array("float32", (2,), "numpy.ndarray", Array(np.ones(2)).data[:-1]), "w"),
         (Array(np.ones(2, dtype=np.complex128)), "complex128"),
         (Array(np.ones(2, dtype="M8[s]")), "datetime64"),
+        (with_header(b"{'descr': ("), "EOF"),
+        (with_header(b"-" * 9000 + b"1"), ""),
+        (with_header(b"(" * 900), ""),
+        (with_header(b"  1\n 2"), "indent"),
+        (with_header(b"{'descr': (), 'fortran_order': False, 'shape': (2,)}"), ""),
+        (with_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-5,)}"), ""),
+        (with_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (True, 9**99)}"), ""),
     ],
-    ids=["garbage", "cut off", "complex128", "dates"],
+    ids=[
+        "garbage",
+        "cut off",
+        "complex128",
+        "dates",
+        "open",
+        "deep",
+        "nested",
+        "indented",
+        "no dtype",
+        "negative",
+        "huge",
+    ],
 )
 def test_a_hostile_reply_is_an_error_entry_and_reaches_the_strategy(
     array: Array, reason: str, tmp_path: Path
@@ -314,6 +339,14 @@ def test_all_clients_failing_stops_the_run_after_recording_the_errors(tmp_path: 
     ):
         run(RecordingStrategy(RequireReplies(FedAvg()), writer), client)
     assert len(recorded(tmp_path, status="error")) == N
+
+
+def test_the_reported_reasons_do_not_steer_the_terminal() -> None:
+    def client(content: RecordDict, node: int) -> RecordDict:
+        raise ClientError("\x1b]0;pwned\x07\x1b[2Jno\nmemory")
+
+    with pytest.raises(RuntimeError, match=r"they report: \]0;pwned\[2Jno memory$"):
+        run(RequireReplies(FedAvg()), client, rounds=1)
 
 
 def test_one_reply_is_enough_and_no_training_is_no_failure() -> None:

@@ -29,7 +29,7 @@ def client_of(partitions: dict[int, int], trained: list[int]) -> Client:
 
 
 def rounds(
-    nodes: list[int], partitions: dict[int, int], seed: int, fraction: float
+    nodes: list[int], partitions: dict[int, int], seed: int, fraction: float, attempt: int = 1
 ) -> list[list[int]]:
     trained: list[int] = []
     strategy = SeededSampling(
@@ -37,7 +37,8 @@ def rounds(
     )
     initial = ArrayRecord({"w": Array(np.zeros(2, dtype=np.float32))})
     grid = InProcessGrid(client_of(partitions, trained), nodes)
-    strategy.start(grid, initial, num_rounds=4)
+    config = ConfigRecord({"attempt": attempt})
+    strategy.start(grid, initial, num_rounds=4, train_config=config)
     each = max(1, round(fraction * len(nodes)))
     return [sorted(trained[i : i + each]) for i in range(0, len(trained), each)]
 
@@ -55,6 +56,13 @@ def test_the_same_seed_chooses_the_same_partitions_whatever_the_node_ids() -> No
     assert first == with_random_ids(seed=5, draw=2)
     assert first != with_random_ids(seed=6, draw=1)
     assert len({tuple(chosen) for chosen in first}) > 1
+
+
+def test_a_resumed_run_draws_anew() -> None:
+    nodes = list(range(CLIENTS))
+    partitions = {node: node for node in nodes}
+    first, again, resumed = (rounds(nodes, partitions, 5, 0.3, attempt) for attempt in (1, 1, 2))
+    assert first == again != resumed
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.3, 3), (0.75, 8), (1.0, 10)])
