@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from fl_privacy.code_digest import PACKAGES
 from fl_privacy.component import VERSION, ComponentError, Group
+from fl_privacy.printable import plain, printable
 
 if TYPE_CHECKING:
     from fl_privacy.settings import Scalar
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or a URL of one.")]
+LocalRun = Annotated[str, typer.Argument(metavar="RUN", help="Run folder on this machine.")]
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     except (ValueError, RuntimeError) as error:
         if type(error).__module__.partition(".")[0] not in PACKAGES or _debugging():
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {escape(str(error))}")
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {printable(str(error))}")
         sys.exit(2 if isinstance(error, ValueError) else 1)
 
 
@@ -104,7 +105,7 @@ def simulate(
         str | None, _setting("--defense", "Clients' defenses, joined by +.", "none")
     ] = None,
     defended_share: Annotated[
-        float | None, _setting("--defended-share", "Share of clients that defend.", "1.0")
+        float | None, _setting("--defended-share", "Share of clients that defend, rounded.", "1.0")
     ] = None,
     audit: Annotated[
         bool | None, _setting("--audit/--no-audit", "Clients keep their truth.", "no-audit")
@@ -214,10 +215,12 @@ def _verify(recording: Any) -> None:
             lambda done, total, **_: bar.update(task, completed=done, total=total)
         )
     for problem in problems:
-        typer.echo(problem, err=True)
+        typer.echo(plain(problem), err=True)
     if problems:
         raise typer.Exit(1)
     typer.echo("Every listed file is intact.")
+    for path in recording.unlisted():
+        typer.echo(f"Not listed, resuming the run would: {plain(path)}", err=True)
 
 
 @app.command(
@@ -258,7 +261,7 @@ fl-privacy attack runs/first --adversary analytic --threat-model oracle.toml
 fl-privacy attack runs/theirs --model their_package.net:build --task task.toml"""
 )
 def attack(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: LocalRun,
     adversary: Annotated[
         str, typer.Option("--adversary", "-a", help="Who attacks (fl-privacy list adversaries).")
     ] = "gradient_similarity",
@@ -295,10 +298,13 @@ def attack(
         seed=seed,
         device=device,
     )
-    results = command.attack(run, plan, model=model, task=command.read_task(task) if task else None)
+    folder = command.local_folder(run)
+    given = command.read_task(task) if task else None
+    results = command.attack(folder, plan, model=model, task=given)
     Console().print(command.scores(results))
-    for reason, count in command.failures(results[0]).items():
-        typer.echo(f"{count} targets not attacked: {reason}", err=True)
+    told = [f"{n} targets not attacked: {why}" for why, n in command.failures(results[0]).items()]
+    for text in filter(None, [*told, command.no_scores(results[0])]):
+        Console(stderr=True, soft_wrap=True).print(printable(text))
     typer.echo(f"Results in {results[0].folder}. Look at them: fl-privacy report {run}")
 
 
@@ -310,13 +316,14 @@ fl-privacy report runs/first
 fl-privacy report runs/first --pictures 32"""
 )
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: LocalRun,
     pictures: Annotated[int, typer.Option(min=1, help="Targets to show in each group.")] = 16,
 ) -> None:
     """Write one self-contained HTML page: pictures, scores, what the adversary knew."""
+    from fl_privacy.attack_command import local_folder
     from fl_privacy.report import write_report
 
-    typer.echo(f"Report: {write_report(run, pictures=pictures)}")
+    typer.echo(f"Report: {write_report(local_folder(run), pictures=pictures)}")
 
 
 @app.command(

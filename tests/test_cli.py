@@ -9,6 +9,7 @@ from fl_privacy.cli import app, main
 from fl_privacy.component import VERSION
 from fl_privacy.recording import Manifest, RecordingWriter
 from fl_privacy.settings import RunSettings
+from fl_privacy.superlink import SimulationError
 
 # Option of `simulate` -> setting that it overrides, where the names differ.
 FIELD_OF = {
@@ -149,6 +150,47 @@ def test_inspect_shows_rounds_clients_and_errors(cli: type[Command], tmp_path: P
     assert "out of memory" in shown.out
     assert "mlp" in shown.out
     assert "intact" in shown.out
+
+
+HOSTILE = "\x1b]0;pwned\x07\x1b[2J[/red]"
+
+
+def test_inspect_shows_hostile_text_without_obeying_it(cli: type[Command], tmp_path: Path) -> None:
+    manifest = Manifest(created="now", model=f"mlp{HOSTILE}", dataset="npz(/data/[faces]/x.npz)")
+    with RecordingWriter.open(tmp_path / "recording", manifest) as writer:
+        writer.append(
+            round=1,
+            node="7",
+            arrays=None,
+            num_examples=None,
+            global_digest="",
+            status=f"error: {HOSTILE}",
+        )
+    shown = cli("inspect", str(tmp_path))
+    assert shown.code == 0
+    assert "\x1b" not in shown.out and "\x07" not in shown.out
+    assert "/data/[faces]/x.npz" in shown.out
+    assert "[/red]" in shown.out
+
+
+def test_an_error_does_not_steer_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise SimulationError(HOSTILE)
+
+    monkeypatch.setattr("fl_privacy.cli.app", fail)
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == "Error: ]0;pwned[2J[/red]\n"
+
+
+def test_inspect_tells_of_updates_that_are_not_listed(cli: type[Command], tmp_path: Path) -> None:
+    index = recorded(tmp_path) / "recording/index/000000.jsonl"
+    index.write_bytes(b"".join(index.read_bytes().splitlines(keepends=True)[:2]))
+    shown = cli("inspect", str(tmp_path), "--verify")
+    assert shown.code == 0
+    assert "updates/1/4/2.safetensors" in shown.err
 
 
 def test_inspect_names_a_damaged_file_and_fails(cli: type[Command], tmp_path: Path) -> None:
