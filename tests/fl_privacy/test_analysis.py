@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,53 +24,17 @@ from fl_privacy.analysis import (
 from fl_privacy.baseline_job import prepare_baseline
 from fl_privacy.component import ComponentError
 from fl_privacy.datasets.arrays import DatasetError
-from fl_privacy.recording import Layout, Manifest, Recording, RecordingWriter
+from fl_privacy.recording import Manifest, Recording, RecordingWriter
 from fl_privacy.report.reading import read_run
 from fl_privacy.results import ResultSet
-from fl_privacy.testing import toy_model, toy_samples
-from fl_privacy.testing.toys import TASK, TRAINING
+from fl_privacy.testing import toy_model
+from fl_privacy.testing.toys import TASK
 from fl_privacy.threat_model import ThreatModel, ThreatModelError
 from fl_privacy.truth import TruthVault
 from fl_privacy.types import Failure, Observation, Reconstruction, Samples
 
 COUNT = 6
 ATTACK = "gradient_similarity(iterations=5)"
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """An audited run of six clients, one image each; the last client is defended."""
-    return recorded(tmp_path, [(1 + i // 3, str(i)) for i in range(COUNT)])
-
-
-def recorded(path: Path, places: Sequence[tuple[int, str]]) -> Path:
-    """An audited run with one image behind each (round, node); node 5 is defended."""
-    model, samples = toy_model(), toy_samples(len(places))
-    layout = Layout.of(model)
-    manifest = Manifest(created="", model="mlp(hidden=(16,))", task=TASK, local_training=TRAINING)
-    vault = TruthVault(path / "truth")
-    with RecordingWriter.open(path / "recording", manifest) as writer:
-        _, sent = writer.put_global({n: t.numpy() for n, t in model.state_dict().items()}, layout)
-        for i, (number, node) in enumerate(places):
-            one = Samples(samples.inputs[i : i + 1], samples.labels[i : i + 1])
-            loss = torch.nn.functional.cross_entropy(model(TASK.normalize(one.inputs)), one.labels)
-            gradients = torch.autograd.grad(loss, list(model.parameters()))
-            writer.append(
-                round=number,
-                node=node,
-                arrays={
-                    n: (p - TRAINING.lr * g).detach().numpy()
-                    for (n, p), g in zip(model.named_parameters(), gradients, strict=True)
-                },
-                num_examples=1,
-                global_digest=sent,
-                layout=layout,
-            )
-            where = {"attempt": 1, "round": number, "node": node}
-            vault.write(**where, step=0, samples=one, indices=torch.tensor([i]))  # type: ignore[arg-type]
-            spec = "gaussian_noise(scale=0.1)" if node == "5" else ""
-            vault.write_defense(**where, spec=spec, stats={})  # type: ignore[arg-type]
-    return path
 
 
 def outputs(run: Path, plan: Plan) -> list[tuple[Tensor, Tensor, float]]:
@@ -208,7 +172,10 @@ def test_a_result_holds_the_targets_that_were_asked_for(run: Path) -> None:
     assert len(ResultSet(second.folder).rows()) == COUNT
 
 
-def test_rows_name_all_rounds_of_a_linked_target(linked: Path) -> None:
+def test_rows_name_all_rounds_of_a_linked_target(
+    tmp_path: Path, record: Callable[[Path, Sequence[tuple[int, str]]], Path]
+) -> None:
+    linked = record(tmp_path, [(1, "0"), (2, "0"), (3, "0")])
     plan = Plan(adversary="baseline", threat_model=ThreatModel(unit="client"), rounds="2-3")
     rows = analyze(linked, plan, model=toy_model).rows()
     assert [row["rounds"] for row in rows] == ["2,3"]
@@ -217,12 +184,6 @@ def test_rows_name_all_rounds_of_a_linked_target(linked: Path) -> None:
     truth = truth_of(rows[0])
     assert truth is not None
     assert len(truth) == 2
-
-
-@pytest.fixture
-def linked(tmp_path: Path) -> Path:
-    """One client in three rounds, one image each."""
-    return recorded(tmp_path / "linked", [(1, "0"), (2, "0"), (3, "0")])
 
 
 def test_an_interrupted_analysis_goes_on_and_repeats_nothing(

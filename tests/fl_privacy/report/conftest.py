@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from fl_privacy.datasets.digits import Digits
@@ -18,6 +20,7 @@ from fl_privacy.metrics.images import MSE, PSNR, SSIM
 from fl_privacy.metrics.labels import LabelAccuracy
 from fl_privacy.protocols import Metric
 from fl_privacy.recording import Manifest, RecordingWriter
+from fl_privacy.result_rows import scores
 from fl_privacy.results import Cell, MetricInfo, ResultConfig, ResultWriter
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.threat_model import ThreatModel
@@ -54,6 +57,7 @@ class SyntheticRun:
     path: Path
     targets: list[Target]
     audit: bool
+    task: Task
 
     def add_results(
         self,
@@ -63,19 +67,25 @@ class SyntheticRun:
         oracle: tuple[str, ...] = (),
         adversary: str = "",
         defense: str | None = None,
+        settings: dict[str, JsonValue] | None = None,
+        unit: Literal["update", "aggregate"] = "update",
     ) -> Path:
         """Write a result set; ``guess`` gives inputs, or the reason of a failure."""
         held = "digits" if name == "baseline" else ""
-        model = ThreatModel(labels="oracle" if oracle else "inferred", auxiliary=held)
+        labels: Literal["oracle", "inferred"] = "oracle" if oracle else "inferred"
+        model = ThreatModel(labels=labels, auxiliary=held, unit=unit)
         config = ResultConfig(
             name=name,
             adversary=adversary or name,
+            settings=settings or {},
+            task=self.task,
             model="mlp",
             threat_model=model.model_dump(mode="json"),
             seed=3,
             device="cpu",
             width=8,
             recording_digest="ab" * 32,
+            code_digest="cd" * 32,
             metrics=INFOS,
             oracle=oracle,
             versions={"torch": torch.__version__},
@@ -111,7 +121,7 @@ class SyntheticRun:
                 target.key, made, target.truth.labels, Outcome("completed"), 0.01, 0.5
             )
             if self.audit:
-                row |= {n: float(m.score([result], [target.truth])[0]) for n, m in METRICS.items()}
+                row |= scores(METRICS, result, target.truth, self.task)
             row |= {"status": "completed", "message": "", "loss": 0.01, "seconds": 0.5}
             writer.write_chunk([row], {target.key: result})
         writer.finish()
@@ -133,6 +143,7 @@ def synthetic_run(tmp_path: Path) -> Callable[..., SyntheticRun]:
         data: Samples | None = None,
         task: Task | None = None,
         model: str = "mlp",
+        limit: int = 0,
     ) -> SyntheticRun:
         folder = RunFolder(tmp_path / "run")
         samples = data or Digits().load("test", torch.arange(64))
@@ -143,7 +154,7 @@ def synthetic_run(tmp_path: Path) -> Callable[..., SyntheticRun]:
             dataset="digits",
             task=task,
             local_training=LocalTraining(lr=0.1, batch_size=batch),
-            run_config={"seed": 3, "num-server-rounds": rounds},
+            run_config={"seed": 3, "num-server-rounds": rounds, "record-clients": limit},
             versions={"torch": torch.__version__},
             code_digest="cd" * 8,
         )
@@ -187,6 +198,6 @@ def synthetic_run(tmp_path: Path) -> Callable[..., SyntheticRun]:
                 writer.end_round(r)
         history = [{"round": r, "accuracy": 0.1 + 0.1 * r, "n": 360} for r in range(rounds + 1)]
         folder.history.write_text("".join(json.dumps(line) + "\n" for line in history))
-        return SyntheticRun(folder.path, targets, audit)
+        return SyntheticRun(folder.path, targets, audit, task)
 
     return make

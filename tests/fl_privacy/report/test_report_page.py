@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import stat
+import tomllib
 from collections.abc import Callable
 from html import unescape
 from html.parser import HTMLParser
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from fl_privacy.report import ReportError, write_report
 from fl_privacy.results import ResultConfig
-from fl_privacy.types import Samples, Task
+from fl_privacy.threat_model import ThreatModel
+from fl_privacy.types import LocalTraining, Samples, Task
 
 EVIL = "<script>alert(1)</script>\"'&$x$"
 MakeRun = Callable[..., Any]
@@ -150,6 +152,103 @@ def test_pictures_are_the_first_by_key_whatever_they_scored(synthetic_run: MakeR
     assert "the first 3 images of each group in the order of the targets" in bad.words
 
 
+def test_pictures_are_scored_in_the_range_of_the_task(synthetic_run: MakeRun) -> None:
+    data = Samples(torch.full((8, 1, 8, 8), -0.2), torch.zeros(8, dtype=torch.int64))
+    task = Task(input_shape=(1, 8, 8), classes=2, mean=(0.5,), std=(0.5,), low=-1.0, high=1.0)
+    run = synthetic_run(data=data, task=task)
+    run.add_results("gradient_similarity", lambda i, t: torch.full_like(t.truth.inputs, -1.0))
+    alts = [v for v in read(run.path).values("img", "alt") if not v.startswith("truth")]
+    assert len(alts) == 8
+    assert all(alt.endswith("PSNR 8.0 dB") for alt in alts)  # -20 log10 0.4
+
+
+def test_every_score_carries_what_it_takes_to_read_it(synthetic_run: MakeRun) -> None:
+    """Invariant 7: unit, direction, n, interval, baseline; seed and digests of its analysis."""
+    run = synthetic_run()
+    run.add_results("gradient_similarity", near)
+    run.add_results("analytic", near, oracle=("labels",))
+    run.add_results("baseline", gray)
+    page = read(run.path)
+    provenance = {
+        unescape(name): facts
+        for name, facts in re.findall(r"<section><h3>(.*?)</h3><dl>(.*?)</dl>", page.html)
+    }
+    interval = r".*\d(\xa0dB)? \[.*\d,\xa0.*\d\]$"
+    lines = 0
+    for body in re.findall(r"<tbody[^>]*>(.*?)</tbody>", page.html, re.DOTALL):
+        who = re.findall(r'scope="rowgroup"[^>]*>(.*?)(?: <span|</th>)', body)
+        for row in re.findall(r'<tr><th scope="row">(.*?)</tr>', body) if who else []:
+            lines += 1
+            assert re.match(r".+<small>.+, (higher|lower) leaks more</small>", row)
+            cells = dict(re.findall(r'<td data-label="(.*?)">(.*?)</td>', row))
+            assert re.match(interval, cells["mean [95 %]"])
+            assert cells["scored"] == "4 of 4"
+            if who != ["baseline"]:
+                assert re.match(interval, cells["baseline"])
+                assert re.match(interval, cells["gain over baseline"])
+            for term in ("seed", "configuration digest", "recording digest", "code digest"):
+                assert re.search(rf"<dt>{term}</dt><dd>\w+</dd>", provenance[who[0]]), term
+    assert lines == 2 * 3 * 4  # groups, adversaries, metrics
+
+
+def test_the_guess_is_that_on_the_same_targets(synthetic_run: MakeRun) -> None:
+    run = synthetic_run(clients=4, rounds=2, defense="")
+    run.add_results("baseline", lambda i, t: exact(i, t) if i >= 4 else gray(i, t))
+    whole = run.targets
+    run.targets = whole[:4]
+    run.add_results("gradient_similarity", near)
+    page = read(run.path)
+    found = re.search(r"guessing without looking at any update gets ([\d.]+)", page.words)
+    assert found is not None
+    assert float(found[1]) < 20  # the exact guesses are of targets that were not attacked
+    assert "on the same 4 targets" in page.words
+
+
+def test_a_constant_guess_is_told(synthetic_run: MakeRun) -> None:
+    run = synthetic_run()
+    run.add_results("gradient_similarity", near)
+    folder = run.add_results("baseline", gray)
+    assert "guessed a constant picture" not in read(run.path).words
+    config = json.loads((folder / "config.json").read_text())
+    config["threat_model"]["auxiliary"] = ""
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "baseline guessed a constant picture" in read(run.path).words
+
+
+def test_the_budget_is_told(synthetic_run: MakeRun) -> None:
+    run = synthetic_run()
+    run.add_results("gradient_similarity", near, settings={"iterations": 300, "restarts": 2})
+    said = "Budget: iterations 300, restarts 2; 4.0 s on cpu for 8 targets."
+    assert said in read(run.path).words
+
+
+def test_aggregates_of_recorded_clients_only_are_told(synthetic_run: MakeRun) -> None:
+    run = synthetic_run(limit=3)
+    run.add_results("gradient_similarity", near, unit="aggregate")
+    assert "the weighted mean of a round's recorded updates" in unescape(read(run.path).words)
+
+
+def test_a_page_that_cannot_be_written_is_named(synthetic_run: MakeRun) -> None:
+    run = synthetic_run()
+    (run.path / "report.html").mkdir()
+    with pytest.raises(ReportError, match=r"report\.html: cannot be written"):
+        write_report(run.path)
+
+
+def test_attempts_have_curves_of_their_own(synthetic_run: MakeRun) -> None:
+    run = synthetic_run()
+    lines = [
+        {"attempt": a, "round": r, "accuracy": 0.1 * r + 0.3 * a, "n": 100}
+        for a in (1, 2)
+        for r in range(3)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run.path / "history.jsonl").write_text(text)
+    page = read(run.path)
+    assert "after round 2 of attempt 2" in page.words
+    assert page.html.count("attempt 1<") == 1
+
+
 def test_batches_are_shown_as_they_are_matched(synthetic_run: MakeRun) -> None:
     run = synthetic_run(clients=1, rounds=1, batch=4, defense="")
     run.add_results("gradient_similarity", lambda i, t: t.truth.inputs.flip(0))
@@ -241,6 +340,24 @@ def test_commands_repeat_the_analysis(synthetic_run: MakeRun) -> None:
     assert third[third.index("--rounds") + 1] == "2"
     assert "--targets" not in third
     assert last == ["fl-privacy", "report", str(run.path)]
+
+
+def test_commands_give_a_task_and_a_training_that_were_given(synthetic_run: MakeRun) -> None:
+    run = synthetic_run()
+    folder = run.add_results("gradient_similarity", near)
+    config = json.loads((folder / "config.json").read_text())
+    config["task"]["mean"] = [0.25]
+    config["threat_model"]["training"] = LocalTraining(lr=0.5).model_dump()
+    (folder / "config.json").write_text(json.dumps(config))
+    page = read(run.path)
+    block = unescape(re.findall(r"<pre>(.*?)</pre>", page.html, re.DOTALL)[0])
+    model, task, attack, _ = [shlex.split(line) for line in block.strip().splitlines()]
+    given = tomllib.loads("\n".join(task[2:-2]))
+    assert Task.model_validate(given).mean == (0.25,)
+    granted = ThreatModel.model_validate(tomllib.loads("\n".join(model[2:-2])))
+    assert granted.training == LocalTraining(lr=0.5)
+    assert attack[attack.index("--task") + 1] == task[-1]
+    assert "learning rate 0.5" in page.words
 
 
 def test_history_of_a_killed_run_loses_its_torn_line_only(synthetic_run: MakeRun) -> None:
