@@ -101,6 +101,10 @@ class GradientMatching(Component):
     def optimize(self, problem: Problem, inputs: Tensor, advance: Advance) -> Found:
         """Run all lanes from ``inputs [lanes, images, *input_shape]`` without device waits."""
 
+    def simulate(self, batch: Batch, inputs: Tensor, labels: Tensor) -> tuple[Tensors, ...]:
+        """What would be observed of each linked round if a lane held these ``inputs``."""
+        return batch.client.simulate(inputs, labels)
+
     def scale(self, observed: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
         """A chance to prepare the observed gradients, ``[lanes, ...]`` each."""
         return observed
@@ -206,7 +210,7 @@ class GradientMatching(Component):
         observed, statistics = seen
         distances = [
             self.distance(masked(one, its) if self.nonzero else one, its)
-            for one, its in zip(batch.client.simulate(inputs, labels), observed, strict=True)
+            for one, its in zip(self.simulate(batch, inputs, labels), observed, strict=True)
         ]
         total = torch.stack(distances).mean()
         if self.tv:
