@@ -11,7 +11,8 @@ import re
 import shutil
 import subprocess
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def simulate(
     with private_superlink() as link:
         source = app or assemble_app(link.home / "app")
         command = _run_command(link, source, {**config, "out-dir": str(out)}, resources)
-        run_id = _submit(link, command, folder.log, stream)
+        run_id = follow(link, command, folder.log, stream)
         _require_completed(link, run_id, folder.log)
 
 
@@ -116,7 +117,7 @@ def _run_command(
     ]
 
 
-def _submit(
+def follow(
     link: SuperLink, command: list[str], log_file: Path, stream: Callable[[str], None]
 ) -> str:
     """Start the run and pass its log on until it ends; returns the run's id."""
@@ -136,8 +137,10 @@ def _submit(
     return run_id
 
 
-def _process(link: SuperLink, command: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextmanager
+def _process(link: SuperLink, command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A child that ends with the block: left to itself, `Popen` would wait for it for ever."""
+    with subprocess.Popen(
         command,
         env=link.environment,
         cwd=link.work,
@@ -146,7 +149,11 @@ def _process(link: SuperLink, command: list[str]) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _require_completed(link: SuperLink, run_id: str, log_file: Path) -> None:

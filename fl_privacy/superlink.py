@@ -60,7 +60,7 @@ def private_superlink() -> Iterator[SuperLink]:
         SimulationError: it did not start; the message holds what it said.
     """
     mark = secrets.token_hex(16)
-    with _temporary_folder() as home, _signals_raise():
+    with _temporary_folder() as home, signals_raise():
         link = SuperLink(home, _environment(home, mark))
         try:
             _start(link)
@@ -136,7 +136,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
+def signals_raise() -> Iterator[None]:
     """Let SIGINT, SIGTERM and SIGHUP (unless nohup ignores it) raise, so that all is ended.
 
     SIGINT too: Python leaves it ignored in the background jobs of a shell script.

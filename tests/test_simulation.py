@@ -1,6 +1,7 @@
 """Real Flower simulations on a private SuperLink, from the bundle alone."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -16,8 +18,8 @@ from fl_privacy.component import ComponentError
 from fl_privacy.preflight import check_ray_address, check_resources
 from fl_privacy.processes import marked
 from fl_privacy.recording import Recording
-from fl_privacy.simulation import assemble_app, round_of, simulate
-from fl_privacy.superlink import SimulationError
+from fl_privacy.simulation import assemble_app, follow, round_of, simulate
+from fl_privacy.superlink import SimulationError, SuperLink, signals_raise
 from fl_privacy.truth import TruthVault
 
 CLIENTS, ROUNDS = 4, 2
@@ -113,6 +115,22 @@ def test_ctrl_c_ends_every_process(tmp_path: Path, mark: str) -> None:
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
+    assert marked(mark) == set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_silent_flower(number: signal.Signals, tmp_path: Path, mark: str) -> None:
+    def signal_soon(line: str) -> None:
+        Timer(0.3, os.kill, (os.getpid(), number)).start()
+
+    link = SuperLink(tmp_path, dict(os.environ))
+    link.work.mkdir()
+    silent = [sys.executable, "-c", "print('up', flush=True); import time; time.sleep(30)"]
+    start = time.monotonic()
+    with signals_raise(), pytest.raises(SystemExit) as ended:
+        follow(link, silent, tmp_path / "log", signal_soon)
+    assert time.monotonic() - start < 15
+    assert ended.value.code == 128 + number
     assert marked(mark) == set()
 
 
