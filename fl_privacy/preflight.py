@@ -8,6 +8,10 @@ import socket
 import torch
 
 from fl_privacy.component import ComponentError, create, create_all
+from fl_privacy.recording_opening import check_same
+from fl_privacy.recording_store import open_store
+from fl_privacy.run_folder import RunFolder
+from fl_privacy.run_manifest import manifest_of
 from fl_privacy.settings import RunSettings
 from fl_privacy.superlink import SimulationError
 from strategies.flower import flower_strategy
@@ -48,12 +52,13 @@ def check_resources(
             raise ComponentError(f"each client wants {wanted} {what}, there are {there}; ask less")
 
 
-def prepare(settings: RunSettings) -> None:
+def prepare(settings: RunSettings, folder: RunFolder) -> None:
     """Find every component that the run will need, and fetch its data, before it starts.
 
     Raises:
         ComponentError: one does not exist or has wrong settings.
         DatasetError: the data cannot be fetched.
+        RecordingError: ``folder`` holds a recording to resume that was made otherwise.
     """
     create("models", settings.model)
     create("partitions", settings.partition)
@@ -62,3 +67,5 @@ def prepare(settings: RunSettings) -> None:
     dataset = create("datasets", settings.dataset)
     if hasattr(dataset, "prepare"):
         dataset.prepare()
+    if settings.resume and folder.manifest.exists():
+        check_same(open_store(folder.recording), manifest_of(settings, dataset.task()))

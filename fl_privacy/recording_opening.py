@@ -9,6 +9,8 @@ from fl_privacy.recording_store import TEMPORARY, Store
 
 _FOLDERS = ("index", "schemas", "globals")
 _FIXED = ("model", "dataset", "task", "local_training")
+_FREE = ("num-server-rounds", "resume", "record-")
+"""Beginnings of the run settings that decide what is recorded, not the numbers in it."""
 
 
 def create(store: Store, manifest: Manifest) -> None:
@@ -27,17 +29,23 @@ def create(store: Store, manifest: Manifest) -> None:
 
 
 def check_same(store: Store, manifest: Manifest) -> None:
-    """Refuse to resume what was recorded of another model, data set or training.
+    """Refuse to resume what was recorded of another model, data set, training or run config.
+
+    Only settings that both manifests hold are compared: versions add and remove some.
 
     Raises:
         RecordingError: naming the first difference.
     """
     first = read_manifest(store)
-    for name in _FIXED:
-        if getattr(first, name) != getattr(manifest, name):
+    pairs = {name: (getattr(first, name), getattr(manifest, name)) for name in _FIXED}
+    for key, now in manifest.run_config.items():
+        if not key.startswith(_FREE):
+            pairs.setdefault(key, (first.run_config.get(key, now), now))
+    for name, (before, now) in pairs.items():
+        if before != now:
             raise RecordingError(
-                f"{store.where(MANIFEST)}: holds {name} {getattr(first, name)}, the run to resume "
-                f"has {getattr(manifest, name)}; record it in a new folder"
+                f"{store.where(MANIFEST)}: holds {name} {before}, the run to resume has {now}; "
+                f"repeat what it holds, or record in a new folder"
             )
 
 

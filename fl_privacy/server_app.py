@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from logging import getLogger
 from typing import cast
 
@@ -20,12 +17,12 @@ from torch import nn
 from clients.training import evaluate_model
 from fl_privacy.checkpoint import load_last_model, save_model
 from fl_privacy.code_digest import code_digest
-from fl_privacy.component import VERSION, create, spec_of
+from fl_privacy.component import create
 from fl_privacy.protocols import Dataset, Model
-from fl_privacy.recording import Manifest, RecordingWriter
+from fl_privacy.recording import RecordingWriter
 from fl_privacy.run_folder import RunFolder, open_private, writable_run_folder
+from fl_privacy.run_manifest import manifest_of
 from fl_privacy.settings import RunSettings, parse_settings
-from fl_privacy.types import Task
 from strategies.flower import flower_strategy
 from strategies.recording import RecordingStrategy
 from strategies.require_replies import RequireReplies
@@ -89,22 +86,6 @@ def server_strategy(settings: RunSettings) -> Strategy:
     if settings.sorted_replies:
         strategy = SortedReplies(strategy)
     return RequireReplies(SameCode(strategy, code_digest()))
-
-
-def manifest_of(settings: RunSettings, task: Task) -> Manifest:
-    """What the recording says of itself; nothing of the clients' own settings."""
-    model, dataset = create("models", settings.model), create("datasets", settings.dataset)
-    packages = {name: version(name) for name in ("flwr", "torch", "torchvision", "numpy")}
-    return Manifest(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=spec_of("models", model),
-        dataset=spec_of("datasets", dataset),
-        task=task,
-        local_training=settings.local_training,
-        run_config=settings.public(),
-        versions={"fl-privacy": VERSION, "python": platform.python_version(), **packages},
-        code_digest=code_digest(),
-    )
 
 
 def await_clients(grid: Grid, wanted: int) -> None:

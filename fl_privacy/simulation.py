@@ -21,7 +21,7 @@ from fl_privacy.code_digest import PACKAGES
 from fl_privacy.component import VERSION
 from fl_privacy.preflight import check_ray_address, check_resources, prepare
 from fl_privacy.printable import plain
-from fl_privacy.run_folder import open_private, writable_run_folder
+from fl_privacy.run_folder import RunFolder, open_private, writable_run_folder
 from fl_privacy.settings import RunSettings, Scalar, parse_settings
 from fl_privacy.superlink import CONNECTION, SimulationError, SuperLink, private_superlink
 
@@ -53,13 +53,13 @@ def simulate(
 
     Raises:
         ComponentError: a setting is wrong, or a client wants more than there is.
-        RunFolderError: ``out`` cannot be used.
+        RunFolderError, RecordingError: ``out`` cannot be used, or not resumed with ``config``.
         SimulationError: the run did not complete; the message says why.
     """
     check_ray_address(os.environ.get("RAY_ADDRESS", ""))
     if app is None:
         config = {"min-clients": clients, **config}
-        prepare(parse_settings(config))
+        prepare(parse_settings(config), RunFolder(out))
     check_resources(client_cpus, client_gpus, total_cpus, total_gpus)
     folder = writable_run_folder(out, resume=bool(config.get("resume", False)))
     resources = {

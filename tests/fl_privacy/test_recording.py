@@ -271,6 +271,18 @@ def test_another_model_does_not_resume_a_recording(location: str) -> None:
         RecordingWriter.open(location, other, resume=True)
 
 
+def test_only_what_decides_no_number_may_change_on_resuming(location: str) -> None:
+    told = {"strategy": "krum", "num-server-rounds": 3, "record-rounds": "1", "resume": False}
+    first = MANIFEST.model_copy(update={"run_config": told})
+    RecordingWriter.open(location, first).close()
+    free = {"num-server-rounds": 9, "record-rounds": "", "resume": True, "of-a-later-version": 1}
+    same = MANIFEST.model_copy(update={"run_config": {**told, **free}})
+    RecordingWriter.open(location, same, resume=True).close()
+    other = MANIFEST.model_copy(update={"run_config": {**told, "strategy": "fedavg"}})
+    with pytest.raises(RecordingError, match="holds strategy krum, the run to resume has fedavg"):
+        RecordingWriter.open(location, other, resume=True)
+
+
 def test_a_folder_of_something_else_is_left_alone(location: str) -> None:
     filesystem, root = fsspec.core.url_to_fs(location)
     filesystem.makedirs(root, exist_ok=True)

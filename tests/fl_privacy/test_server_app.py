@@ -15,7 +15,7 @@ from safetensors import safe_open
 from fl_privacy import server_app
 from fl_privacy.code_digest import code_digest
 from fl_privacy.component import ComponentError
-from fl_privacy.recording import Recording
+from fl_privacy.recording import Recording, RecordingError
 from fl_privacy.run_folder import RunFolderError
 from fl_privacy.settings import RunSettings, Scalar
 from strategies.same_code import CodeMismatchError
@@ -97,6 +97,12 @@ def test_a_resumed_run_goes_on_from_the_last_aggregate(tmp_path: Path) -> None:
     assert all(torch.allclose(again[name], first[name] + 2.0) for name in first)
     assert history(tmp_path) == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
     assert client.attempts == {2}
+
+
+def test_another_strategy_does_not_resume_a_run(tmp_path: Path) -> None:
+    run(tmp_path, adding(1.0), {"strategy": "fedmedian"})
+    with pytest.raises(RecordingError, match=r"holds strategy fedmedian, .* has fedavg; repeat"):
+        run(tmp_path, adding(1.0), {"resume": True})
 
 
 def test_a_resumed_run_does_not_go_back_to_the_last_recorded_round(tmp_path: Path) -> None:
