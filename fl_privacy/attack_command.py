@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from torch import nn
 
@@ -22,7 +22,7 @@ from fl_privacy.baseline_job import prepare_baseline
 from fl_privacy.component import ComponentError, describe
 from fl_privacy.printable import printable
 from fl_privacy.report import words
-from fl_privacy.report.scores import Score, analyses, defenses, score
+from fl_privacy.report.scores import Analysis, Score, analyses, defenses, score
 from fl_privacy.results import ResultSet
 from fl_privacy.threat_model import ThreatModel
 from fl_privacy.types import ModelFactory, Task
@@ -46,27 +46,39 @@ def attack(
         return attacked, execute(guess, progress=progress)
 
 
-def scores(results: Sequence[ResultSet]) -> Table:
-    """Mean, 95 % interval and n of every metric: a column for each adversary, defenses below."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column("score")
-    for result in results:
-        table.add_column(printable(words.plain(result.config.adversary)), justify="right")
+def scores(results: Sequence[ResultSet]) -> Group:
+    """A table for each defense group: a row an adversary, mean and 95 % interval a metric."""
     columns = [analyses([result])[0] for result in results]
-    for defense in defenses(columns):
-        table.add_row(f"[bold]{printable(words.group_title(defense))}[/]")
-        for metric in results[0].config.metrics:
-            cells = [cell(score(column, defense, metric, None)) for column in columns]
-            table.add_row(printable(f"  {metric.name}, {metric.unit}"), *cells)
-        table.add_section()
+    return Group(*(group_table(columns, defense) for defense in defenses(columns)))
+
+
+def group_table(columns: Sequence[Analysis], defense: str | None) -> Table:
+    """The scores of one defense group, narrow enough for a terminal of 80 columns."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        title=f"[bold]{printable(words.group_title(defense))}[/]",
+        title_justify="left",
+        title_style="",
+    )
+    metrics = columns[0].config.metrics
+    table.add_column("mean, 95 % interval", overflow="fold")
+    for metric in metrics:
+        table.add_column(printable(f"{metric.name}\n{metric.unit}"), justify="right")
+    for column in columns:
+        lines = [score(column, defense, metric, None) for metric in metrics]
+        scored = max(line.interval.n for line in lines)
+        name = printable(words.plain(column.config.adversary))
+        table.add_row(f"{name}\nn {scored}", *map(cell, lines))
     return table
 
 
 def cell(line: Score) -> str:
-    """``mean [low, high], n 32`` as in the report, or a dash when nothing could be scored."""
+    """Mean and interval as in the report, on two lines, or a dash when nothing was scored."""
     if not line.interval.n:
         return "-"
-    return printable(f"{words.interval(line.interval, line.metric)}, n {line.interval.n}")
+    mean, bracket, bounds = words.interval(line.interval, line.metric).partition("[")
+    return printable(f"{mean.strip()}\n{bracket}{bounds}")
 
 
 def no_scores(result: ResultSet) -> str:

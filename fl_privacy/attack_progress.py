@@ -26,7 +26,7 @@ def attack_progress(name: str) -> Iterator[Progress]:
     columns = (
         progress.SpinnerColumn(),
         progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
+        progress.BarColumn(bar_width=16),
         progress.TaskProgressColumn(),
         progress.TextColumn("{task.fields[loss]}"),
         progress.TimeElapsedColumn(),

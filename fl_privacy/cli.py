@@ -286,7 +286,10 @@ def attack(
         Path | None, typer.Option(help="TOML file: input_shape, classes, mean, std.")
     ] = None,
 ) -> None:
-    """Attack the recorded updates offline, beside the baseline that guesses; resumable."""
+    """Attack the recorded updates offline, beside the baseline that guesses; resumable.
+
+    The exit status is 1 when not a single target could be attacked.
+    """
     from fl_privacy import attack_command as command
     from fl_privacy.analysis import Plan
 
@@ -306,6 +309,8 @@ def attack(
     for text in filter(None, [*told, command.no_scores(results[0])]):
         Console(stderr=True, soft_wrap=True).print(printable(text))
     typer.echo(f"Results in {results[0].folder}. Look at them: fl-privacy report {run}")
+    if all(row["status"] == "failed" for row in results[0].rows()):
+        raise typer.Exit(1)
 
 
 @app.command(

@@ -69,7 +69,7 @@ class ThreatModel(Component):
     own_node: Annotated[
         str, Field(description="node of the adversary itself, whose updates it knows")
     ] = ""
-    defense: Annotated[str, Field(description="defense it knows of and adapts to")] = ""
+    defense: Annotated[str, Field(description="defense it is told of")] = ""
 
     @property
     def oracles(self) -> tuple[str, ...]:

@@ -86,6 +86,8 @@ class Task(BaseModel):
                     f"{name} needs one value for each of the {self.input_shape[0]} channels "
                     f"of input_shape {self.input_shape}, got {got}"
                 )
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, got {self.low} and {self.high}")
         if self.class_names and len(self.class_names) != self.classes:
             raise ValueError(f"class_names needs {self.classes} names, got {len(self.class_names)}")
         return self

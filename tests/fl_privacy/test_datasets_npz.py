@@ -168,7 +168,7 @@ def test_files_that_are_none_are_refused_by_name(tmp_path: Path, rng: np.random.
         ("path='/d.npz', x='images', y='male'", "set test_fraction"),
         ("path='/d.npz', test_fraction=0.2", "without {split}"),
         ("path='/d.npz', test_fraction=1.0", "test_fraction"),
-        ("", "path: Field required"),
+        ("", "path is required"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: str, message: str) -> None:
