@@ -57,12 +57,21 @@ def round_trip_of(message: Message, context: Context, settings: RunSettings) -> 
             f"expected whole numbers server-round and attempt in the message's ConfigRecord, "
             f"got {config}"
         )
-    if config.get("proximal-mu"):
-        raise ComponentError(
-            f"the strategy asks for a proximal term (proximal-mu {config['proximal-mu']!r}), which "
-            f"local training does not have: use fedprox(proximal_mu=0) or another strategy"
-        )
+    refuse_proximal_term(config.get("proximal-mu"))
     if settings.audit and not Path(settings.out_dir).is_absolute():
         raise ComponentError(f"an audit needs an absolute out-dir, got {settings.out_dir!r}")
     vault = TruthVault(Path(settings.out_dir) / "truth") if settings.audit else None
     return RoundTrip(attempt, server_round, str(context.node_id), vault)
+
+
+def refuse_proximal_term(mu: object) -> None:
+    """Refuse what a strategy may ask of local training, which has no such term.
+
+    Raises:
+        ComponentError: ``mu`` is neither 0 nor None.
+    """
+    if mu:
+        raise ComponentError(
+            f"the strategy asks for a proximal term (proximal-mu {mu!r}), which "
+            f"local training does not have: use fedprox(proximal_mu=0) or another strategy"
+        )

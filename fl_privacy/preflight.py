@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import cast
 
 import torch
+from torch import Tensor
 
+from clients.defending import defend_update, split_defenses
+from clients.round_trip import refuse_proximal_term
+from clients.training import draw_batches, local_train
 from fl_privacy.component import ComponentError, create, create_all
+from fl_privacy.protocols import Dataset, Model, Partition
 from fl_privacy.recording_opening import check_same
 from fl_privacy.recording_store import open_store
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.run_manifest import manifest_of
+from fl_privacy.seeding import generator
 from fl_privacy.settings import RunSettings
 from fl_privacy.superlink import SimulationError
 from strategies.flower import flower_strategy
+
+REHEARSED_SAMPLES = 4
+"""Enough for batch norm, and few enough for any network on a laptop."""
 
 
 def check_ray_address(address: str) -> None:
@@ -52,20 +62,55 @@ def check_resources(
             raise ComponentError(f"each client wants {wanted} {what}, there are {there}; ask less")
 
 
-def prepare(settings: RunSettings, folder: RunFolder) -> None:
-    """Find every component that the run will need, and fetch its data, before it starts.
+def prepare(settings: RunSettings, clients: int, folder: RunFolder) -> None:
+    """Find every component that the run will need, fetch its data, and rehearse a client.
 
     Raises:
-        ComponentError: one does not exist or has wrong settings.
-        DatasetError: the data cannot be fetched.
+        ComponentError: one does not exist, has wrong settings, or does not go with the others.
+        DatasetError: the data cannot be fetched, or not be shared among ``clients``.
         RecordingError: ``folder`` holds a recording to resume that was made otherwise.
     """
-    create("models", settings.model)
-    create("partitions", settings.partition)
+    strategy = flower_strategy(settings.strategy, {})
+    refuse_proximal_term(getattr(strategy, "proximal_mu", 0.0))
+    partition = cast(Partition, create("partitions", settings.partition))
+    model = cast(Model, create("models", settings.model))
     create_all("defenses", settings.client_defense)
-    flower_strategy(settings.strategy, {})
     dataset = create("datasets", settings.dataset)
     if hasattr(dataset, "prepare"):
         dataset.prepare()
+    own = partition.indices(dataset.labels("train"), 0, clients, seed=settings.seed)
+    rehearse(settings, model, dataset, own)
     if settings.resume and folder.manifest.exists():
         check_same(open_store(folder.recording), manifest_of(settings, dataset.task()))
+
+
+def rehearse(settings: RunSettings, model: Model, dataset: Dataset, own: Tensor) -> None:
+    """Take one local step on a few of the samples ``own``, with the defenses, on the CPU.
+
+    Raises:
+        ComponentError: model, data, local training and defenses do not go together.
+    """
+    spec = settings.client_defense if settings.client_defended_share else ""
+    gradient_defense, update_defenses = split_defenses(create_all("defenses", spec))
+    training, draws = settings.local_training, generator(settings.seed, "rehearsal")
+    try:
+        next(draw_batches(len(own), training, generator=draws))
+        few = dataset.load("train", own[: min(training.batch_size, REHEARSED_SAMPLES)])
+        network = model.build(dataset.task(), seed=settings.seed)
+        sent = {name: value.clone() for name, value in network.state_dict().items()}
+        returned = local_train(
+            network,
+            dataset.task(),
+            few,
+            training.model_copy(update={"epochs": 1, "batch_size": len(few)}),
+            generator=draws,
+            gradient_defense=gradient_defense,
+            defense_generator=draws,
+        ).state
+        names = [name for name, _ in network.named_parameters()]
+        defend_update(sent, returned, update_defenses, names=names, generator=draws)
+    except (ValueError, RuntimeError) as error:
+        defended = f" with {spec}" if spec else ""
+        raise ComponentError(
+            f"no client can train {settings.model} on {settings.dataset}{defended}: {error}"
+        ) from error

@@ -52,14 +52,15 @@ def simulate(
     each line of Flower's log, which also goes to ``simulation.log`` in the run folder.
 
     Raises:
-        ComponentError: a setting is wrong, or a client wants more than there is.
+        ComponentError, DatasetError: a setting is wrong, settings do not go together, or a
+            client wants more than there is.
         RunFolderError, RecordingError: ``out`` cannot be used, or not resumed with ``config``.
         SimulationError: the run did not complete; the message says why.
     """
     check_ray_address(os.environ.get("RAY_ADDRESS", ""))
     if app is None:
         config = {"min-clients": clients, **config}
-        prepare(parse_settings(config), RunFolder(out))
+        prepare(parse_settings(config), clients, RunFolder(out))
     check_resources(client_cpus, client_gpus, total_cpus, total_gpus)
     folder = writable_run_folder(out, resume=bool(config.get("resume", False)))
     resources = {
