@@ -13,14 +13,23 @@ _FREE = ("num-server-rounds", "resume", "record-")
 """Beginnings of the run settings that decide what is recorded, not the numbers in it."""
 
 
+def is_unused(store: Store) -> bool:
+    """Whether a recording holds nothing but its manifest: the run failed before any reply."""
+    return not store.names("index") and not store.names("updates")
+
+
 def create(store: Store, manifest: Manifest) -> None:
-    """Write the manifest of a new recording.
+    """Write the manifest of a new recording, or of one in the place of an unused one.
 
     Raises:
-        RecordingError: the folder holds something else.
+        RecordingError: the folder holds a recording with replies, or something else.
     """
-    strangers = [name for name in store.names("") if not name.endswith(TEMPORARY)]
-    if strangers:
+    if store.exists(MANIFEST):
+        if not is_unused(store):
+            raise RecordingError(
+                f"{store.where()}: already holds a recording; choose a new folder or resume"
+            )
+    elif strangers := [name for name in store.names("") if not name.endswith(TEMPORARY)]:
         raise RecordingError(
             f"{store.where()}: exists and is not a recording (it holds "
             f"{', '.join(strangers[:3])}); choose a new or empty folder"

@@ -66,7 +66,8 @@ class RecordingWriter:
         """Create a recording, or resume one as a new attempt (which keeps its manifest).
 
         Args:
-            location: absolute local folder (new or empty) or fsspec URL.
+            location: absolute local folder or fsspec URL; new, empty, or with a recording that
+                never got a reply.
             manifest: what is recorded.
             resume: continue an existing recording of the same model, data and training.
 
@@ -80,14 +81,10 @@ class RecordingWriter:
         with ExitStack() as owned:
             if isinstance(store, LocalStore):
                 owned.callback(os.close, store.lock())
-            if not store.exists(MANIFEST):
-                create(store, manifest)
-            elif resume:
+            if resume and store.exists(MANIFEST):
                 check_same(store, manifest)
             else:
-                raise RecordingError(
-                    f"{store.where()}: already holds a recording; choose a new folder or resume"
-                )
+                create(store, manifest)
             writer = cls(store, *recover(store))
             writer._adopt()
             writer._owned = owned.pop_all()

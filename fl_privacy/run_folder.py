@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from fl_privacy.recording_opening import is_unused
+from fl_privacy.recording_store import open_store
+
 
 class RunFolderError(ValueError):
     """A run folder that cannot be used."""
@@ -63,9 +66,11 @@ class RunFolder:
 def writable_run_folder(out_dir: str | Path, *, resume: bool = False) -> RunFolder:
     """The run folder at ``out_dir``, ready to be written; made, for its owner alone, if missing.
 
+    A new run may take the place of one that failed before it recorded any reply.
+
     Raises:
         RunFolderError: the path is empty or relative, cannot be written, holds a
-            recording already (or, to ``resume``, holds none).
+            recording with replies already (or, to ``resume``, holds none).
     """
     folder = RunFolder(Path(out_dir))
     if not str(out_dir) or not folder.path.is_absolute():
@@ -73,7 +78,7 @@ def writable_run_folder(out_dir: str | Path, *, resume: bool = False) -> RunFold
             f"out-dir must be an absolute path, got {str(out_dir)!r}: the server runs in a folder "
             f"of its own; with flwr run, say: -c \"out-dir='/abs/path/run'\""
         )
-    if folder.manifest.exists() and not resume:
+    if not resume and folder.manifest.exists() and not is_unused(open_store(folder.recording)):
         raise RunFolderError(
             f"{folder.recording} holds a recording already: name a new folder, or resume it "
             f"(--resume; with flwr run: -c resume=true)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from logging import getLogger
@@ -18,9 +17,10 @@ from clients.training import evaluate_model
 from fl_privacy.checkpoint import load_last_model, save_model
 from fl_privacy.code_digest import code_digest
 from fl_privacy.component import create
+from fl_privacy.history import add_round, begin_attempt
 from fl_privacy.protocols import Dataset, Model
 from fl_privacy.recording import RecordingWriter
-from fl_privacy.run_folder import RunFolder, open_private, writable_run_folder
+from fl_privacy.run_folder import RunFolder, writable_run_folder
 from fl_privacy.run_manifest import manifest_of
 from fl_privacy.settings import RunSettings, parse_settings
 from strategies.flower import flower_strategy
@@ -54,6 +54,8 @@ def main(grid: Grid, context: Context) -> None:
     with RecordingWriter.open(folder.recording, manifest, resume=settings.resume) as writer:
         if settings.resume:
             load_last_model(model, folder)
+        else:
+            folder.model.unlink(missing_ok=True)
         strategy = RecordingStrategy(
             inner,
             writer,
@@ -113,6 +115,7 @@ def evaluation(
     since this function was made.
     """
     start = time.perf_counter()
+    begin_attempt(folder.history, attempt)
     task, samples = dataset.task(), dataset.load("test")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -123,8 +126,7 @@ def evaluation(
         loss, accuracy = evaluate_model(model, task, samples, device=device)
         seconds = round(time.perf_counter() - start, 4)
         score = {"accuracy": accuracy, "loss": loss, "n": len(samples), "seconds": seconds}
-        with open_private(folder.history) as file:
-            file.write(json.dumps({"attempt": attempt, "round": server_round, **score}) + "\n")
+        add_round(folder.history, attempt, server_round, score)
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
     return evaluate

@@ -99,13 +99,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 
 def test_an_existing_recording_is_refused(cli: type[Command], tmp_path: Path) -> None:
-    manifest = tmp_path / "recording" / "manifest.json"
-    manifest.parent.mkdir()
-    manifest.write_text("{}")
+    before = sorted(recorded(tmp_path).rglob("*"))
     ended = cli("simulate", "--out", str(tmp_path))
     assert ended.code == 2
     assert "holds a recording already" in ended.err
-    assert sorted(tmp_path.rglob("*")) == [manifest.parent, manifest]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_stale_ray_address_is_named(

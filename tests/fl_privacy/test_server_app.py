@@ -153,6 +153,34 @@ def test_all_clients_failing_names_the_first_error(tmp_path: Path) -> None:
     assert [entry.ok for entry in entries] == [False]
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_recorded_nothing_is_taken_up_with_one_history(
+    resume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ctrl_c(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(InProcessGrid, "send_and_receive", ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, adding(1.0))
+    assert history(tmp_path) == [(1, 0)]
+    run(tmp_path, adding(1.0), {"resume": resume})
+    assert history(tmp_path) == [(1, 0), (1, 1), (1, 2)]
+    assert stat.S_IMODE((tmp_path / "history.jsonl").stat().st_mode) == 0o600
+
+
+def test_a_cut_off_history_is_mended_and_a_damaged_one_named(tmp_path: Path) -> None:
+    run(tmp_path, adding(1.0))
+    path = tmp_path / "history.jsonl"
+    path.write_text(path.read_text() + '{"attempt": 1, "rou')
+    run(tmp_path, adding(1.0), {"resume": True, "num-server-rounds": 1})
+    assert history(tmp_path) == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
+    path.write_text("nonsense\n" + path.read_text())
+    with pytest.raises(RunFolderError, match=r"history.jsonl: a line is damaged"):
+        run(tmp_path, adding(1.0), {"resume": True})
+
+
 def test_other_code_on_all_clients_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(CodeMismatchError, match=r"client \d runs other code \(digest beef"):
         run(tmp_path, adding(1.0, digest="beef" * 16), nodes=(1, 2, 13))

@@ -1,0 +1,38 @@
+"""The history of a run: how good its global model was, one JSON line a round."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from fl_privacy.recording_store import write_atomically
+from fl_privacy.run_folder import RunFolderError, open_private
+
+
+def begin_attempt(path: Path, attempt: int) -> None:
+    """Make room for ``attempt``, so that each attempt and round has one line at most.
+
+    A run that ends before it records a reply leaves lines of an attempt that the next one
+    takes for its own; they go, and so does a line that a kill cut off.
+
+    Raises:
+        RunFolderError: a line cannot be read.
+    """
+    if not path.exists():
+        return
+    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        earlier = [line for line in whole if json.loads(line)["attempt"] < attempt]
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunFolderError(
+            f"{path}: a line is damaged ({error}); repair or remove the file"
+        ) from None
+    write_atomically([(path, "".join(f"{line}\n" for line in earlier).encode())])
+
+
+def add_round(path: Path, attempt: int, round: int, scores: Mapping[str, float]) -> None:
+    """Append the ``scores`` of the global model after a round."""
+    line = json.dumps({"attempt": attempt, "round": round, **scores})
+    with open_private(path) as file:
+        file.write(f"{line}\n")
