@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fl_privacy.simulation import round_of
 
+INITIAL = "Evaluating the initial model"
 FINISHED = "Strategy execution finished"
 
 
@@ -30,11 +31,14 @@ def round_progress(verbose: bool) -> Iterator[Callable[[str], None]]:
         progress.TimeRemainingColumn(),
     )
     with progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("starting Flower", total=None, rounds="")
+        task = bar.add_task("preparing, starting Flower", total=None, rounds="")
         yield lambda line: _advance(bar, task, line)
 
 
 def _advance(bar: progress.Progress, task: progress.TaskID, line: str) -> None:
+    if INITIAL in line:
+        bar.update(task, description="evaluating the initial model")
+        return
     if reached := round_of(line):
         done, rounds, what = reached[0] - 1, reached[1], "training"
     elif FINISHED in line and bar.tasks[task].total:

@@ -22,7 +22,9 @@ from fl_privacy.protocols import Dataset, Model
 from fl_privacy.recording import RecordingWriter
 from fl_privacy.run_folder import RunFolder, writable_run_folder
 from fl_privacy.run_manifest import manifest_of
+from fl_privacy.seeding import generator
 from fl_privacy.settings import RunSettings, parse_settings
+from fl_privacy.types import Samples, Task
 from strategies.flower import flower_strategy
 from strategies.recording import RecordingStrategy
 from strategies.require_replies import RequireReplies
@@ -69,7 +71,9 @@ def main(grid: Grid, context: Context) -> None:
             ArrayRecord(model.state_dict()),
             num_rounds=settings.num_server_rounds,
             train_config=ConfigRecord({"attempt": writer.attempt}),
-            evaluate_fn=evaluation(model, dataset, folder, writer.attempt),
+            evaluate_fn=evaluation(
+                model, dataset.task(), scored_samples(dataset, settings), folder, writer.attempt
+            ),
         )
 
 
@@ -106,8 +110,15 @@ def await_clients(grid: Grid, wanted: int) -> None:
         time.sleep(0.05)
 
 
+def scored_samples(dataset: Dataset, settings: RunSettings) -> Samples:
+    """The test samples that score the global model: those the run's seed draws, in order."""
+    n = len(dataset.labels("test"))
+    draw = torch.randperm(n, generator=generator(settings.seed, "evaluation"))
+    return dataset.load("test", draw[: settings.eval_samples or n].sort().values)
+
+
 def evaluation(
-    model: nn.Module, dataset: Dataset, folder: RunFolder, attempt: int
+    model: nn.Module, task: Task, samples: Samples, folder: RunFolder, attempt: int
 ) -> Callable[[int, ArrayRecord], MetricRecord]:
     """A function for Flower that keeps the global model, scores it and appends to the history.
 
@@ -116,10 +127,11 @@ def evaluation(
     """
     start = time.perf_counter()
     begin_attempt(folder.history, attempt)
-    task, samples = dataset.task(), dataset.load("test")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        if server_round == 0:
+            getLogger("flwr").info("Evaluating the initial model: %s test samples", len(samples))
         state = arrays.to_torch_state_dict()
         save_model(folder.model, state, attempt=attempt, round=server_round)
         model.load_state_dict(state)

@@ -80,6 +80,9 @@ class RunSettings(BaseModel):
     sorted_replies: Annotated[
         bool, Recorded(description="aggregate in partition order, for reproducible sums")
     ] = True
+    eval_samples: Annotated[
+        int, Recorded(ge=0, description="test samples that score the global model; 0: all")
+    ] = 2000
     client_defense: Annotated[str, Field(description="defenses joined by +; empty: none")] = ""
     client_defended_share: Annotated[
         float,

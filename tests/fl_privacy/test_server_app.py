@@ -15,7 +15,9 @@ from safetensors import safe_open
 from fl_privacy import server_app
 from fl_privacy.code_digest import code_digest
 from fl_privacy.component import ComponentError
+from fl_privacy.datasets.digits import Digits
 from fl_privacy.recording import Recording, RecordingError
+from fl_privacy.round_progress import INITIAL
 from fl_privacy.run_folder import RunFolderError
 from fl_privacy.settings import RunSettings, Scalar
 from strategies.same_code import CodeMismatchError
@@ -168,6 +170,30 @@ def test_a_run_that_recorded_nothing_is_taken_up_with_one_history(
     run(tmp_path, adding(1.0), {"resume": resume})
     assert history(tmp_path) == [(1, 0), (1, 1), (1, 2)]
     assert stat.S_IMODE((tmp_path / "history.jsonl").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(("wanted", "scored"), [(7, 7), (0, 360), (2000, 360)])
+def test_a_seeded_choice_of_test_images_scores_every_round(
+    wanted: int,
+    scored: int,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(getLogger("flwr"), "propagate", True)
+    caplog.set_level("INFO", "flwr")
+    run(tmp_path, adding(1.0), {"eval-samples": wanted})
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [line["n"] for line in lines] == [scored] * 3
+    assert caplog.text.count(f"{INITIAL}: {scored} test samples") == 1
+
+
+def test_the_test_images_follow_the_seed_alone() -> None:
+    def chosen(seed: int) -> torch.Tensor:
+        return server_app.scored_samples(Digits(), RunSettings(seed=seed, eval_samples=7)).inputs
+
+    assert torch.equal(chosen(1), chosen(1))
+    assert not torch.equal(chosen(1), chosen(2))
 
 
 def test_a_cut_off_history_is_mended_and_a_damaged_one_named(tmp_path: Path) -> None:
