@@ -32,14 +32,32 @@ LocalRun = Annotated[str, typer.Argument(metavar="RUN", help="Run folder on this
 
 
 def main() -> None:
-    """Entry point: an error of ours becomes one line; 2 is bad input, 1 a failed run."""
+    """Entry point: an error of ours, or of the system, becomes one line.
+
+    The exit status is 2 for bad input, 1 for a failed run.
+    """
     try:
         app()
+    except OSError as error:
+        if _debugging():
+            raise
+        _say_error(f"{_plainly(error)} (fl-privacy --debug ... shows where)")
+        sys.exit(1)
     except (ValueError, RuntimeError) as error:
         if type(error).__module__.partition(".")[0] not in PACKAGES or _debugging():
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {printable(str(error))}")
+        _say_error(str(error))
         sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+def _say_error(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {printable(text)}")
+
+
+def _plainly(error: OSError) -> str:
+    """What the system refused, and of which file: ``/data/x: No space left on device``."""
+    what = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {what}" if error.filename else what
 
 
 def _debugging() -> bool:

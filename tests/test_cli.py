@@ -121,6 +121,21 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main()
 
 
+def test_what_the_system_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fl_privacy.cli.app", lambda: Path("/dev/null/x").read_bytes())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: /dev/null/x: Not a directory")
+    assert error.count("\n") == 1
+    monkeypatch.setenv("FL_PRIVACY_DEBUG", "1")
+    with pytest.raises(NotADirectoryError):
+        main()
+
+
 def recorded(folder: Path) -> Path:
     import numpy as np
 
