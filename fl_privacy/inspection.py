@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from rich.filesize import decimal
 from rich.table import Table
 
-from fl_privacy.component import Group, find, installed
+from fl_privacy.component import ComponentError, Group, find, installed
 from fl_privacy.printable import printable
 from fl_privacy.recording import Entry, Manifest, Recording
 from fl_privacy.run_folder import RunFolder
@@ -99,7 +99,7 @@ def listing(group: str) -> Table:
     """The components of a group (or Flower's strategies, or the run settings)."""
     heads = ("name", "default", "meaning") if group == "settings" else ("name", "settings", "what")
     table = Table(*heads, title=group.replace("_", " "), title_justify="left")
-    for row in _rows(group):
+    for row in list(_rows(group)) or [("none installed", "", "")]:
         table.add_row(*map(printable, row))
     return table
 
@@ -113,12 +113,20 @@ def _rows(group: str) -> Iterator[tuple[str, str, str]]:
             yield name, _defaults(parameters_of(strategy)), _first_line(strategy)
     else:
         for name in sorted(installed(cast(Group, group))):
-            component = find(cast(Group, group), name)
-            defaults = {
-                key: inspect.Parameter.empty if field.is_required() else field.get_default()
-                for key, field in component.model_fields.items()
-            }
-            yield name, _defaults(defaults), _first_line(component)
+            yield name, *_described(cast(Group, group), name)
+
+
+def _described(group: Group, name: str) -> tuple[str, str]:
+    """Settings and purpose of a component, or why it cannot be loaded."""
+    try:
+        component = find(group, name)
+    except ComponentError as error:
+        return "", str(error)
+    defaults = {
+        key: inspect.Parameter.empty if field.is_required() else field.get_default()
+        for key, field in component.model_fields.items()
+    }
+    return _defaults(defaults), _first_line(component)
 
 
 def _defaults(settings: dict[str, Any]) -> str:
@@ -133,4 +141,5 @@ def _plain(value: Any) -> str:
 
 
 def _first_line(thing: type) -> str:
-    return (inspect.getdoc(thing) or "").partition("\n")[0]
+    """Without the backticks that mark names in a docstring."""
+    return (inspect.getdoc(thing) or "").partition("\n")[0].replace("`", "")

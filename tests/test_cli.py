@@ -230,3 +230,34 @@ def test_list_shows_settings_and_defaults(cli: type[Command]) -> None:
     unknown = cli("list", "nope")
     assert unknown.code == 2
     assert "strategies" in unknown.err
+
+
+def test_list_says_what_is_missing_or_broken_and_goes_on(
+    cli: type[Command], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered = {"broken": "no_such_package:X", "iid": "fl_privacy.datasets.partitions:IID"}
+    monkeypatch.setattr("fl_privacy.inspection.installed", lambda group: offered)
+    monkeypatch.setattr("fl_privacy.component.installed", lambda group: offered)
+    shown = cli("list", "partitions")
+    assert shown.code == 0
+    assert "no_such_package" in shown.out
+    assert "Shuffle, then deal" in shown.out
+    monkeypatch.setattr("fl_privacy.inspection.installed", lambda group: {})
+    assert "none installed" in cli("list", "layer_metrics").out
+
+
+def test_list_shows_names_without_backticks(cli: type[Command]) -> None:
+    shown = cli("list").out
+    assert "N(0, scale^2)" in shown
+    assert "`" not in shown
+
+
+def test_list_imports_none_of_the_libraries_behind_the_components() -> None:
+    code = (
+        "import sys; "
+        "from fl_privacy.inspection import groups, listing; [listing(g) for g in groups()]; "
+        "print(*sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torchvision", "torchmetrics", "sklearn", "flwr_datasets", "matplotlib", "ray"}
+    assert heavy.isdisjoint(ended.stdout.split())

@@ -9,8 +9,6 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from fl_privacy.datasets.arrays import ArrayDataset, Arrays, Split, moments
 from fl_privacy.types import Task
@@ -41,6 +39,9 @@ def _task() -> Task:
 
 @cache
 def _read() -> dict[Split, Arrays]:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     images, labels = load_digits(return_X_y=True)
     x_train, x_test, y_train, y_test = train_test_split(
         images, labels, test_size=TEST_IMAGES, random_state=0, stratify=labels

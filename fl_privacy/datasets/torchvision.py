@@ -4,6 +4,7 @@ LeCun et al., 1998, https://doi.org/10.1109/5.726791; Xiao et al., 2017,
 https://arxiv.org/abs/1708.07747; Krizhevsky, 2009, Learning Multiple Layers of Features from
 Tiny Images. torchvision checks the published MD5 sums of what it downloads (and of CIFAR-10's
 files each time it reads them). Moments are those of all pixels of the published training split.
+torchvision is imported when data is read, since that takes a second.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import Annotated
 import torch
 from filelock import FileLock
 from pydantic import AfterValidator
-from torchvision import datasets as published
 
 from fl_privacy.datasets.arrays import ArrayDataset, Arrays, DatasetError, Split
 from fl_privacy.datasets.embedded import FASHION_MNIST_TASK
@@ -112,6 +112,8 @@ def data_folder(folder: str) -> Path:
 @cache
 def _read(name: str, folder: Path, split: Split) -> Arrays:
     """Read a split; the first of several processes downloads, the others wait for it."""
+    from torchvision import datasets as published
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{name}.lock"):

@@ -2,7 +2,7 @@
 
 All score inputs of `in_unit_range` (the task's range mapped to [0, 1]), clamped, after the
 one-to-one matching of `fl_privacy.metrics.matching`. A result's score is the mean over its
-images.
+images. torchmetrics is imported when a score is wanted, since that takes two seconds.
 """
 
 from __future__ import annotations
@@ -12,10 +12,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
 
 from fl_privacy.component import Component
 from fl_privacy.metrics.matching import matched_pairs
@@ -38,6 +34,8 @@ def psnr_each(inputs: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each pair ``[k, *shape] -> [k]``, dB, peak 1, at most 100."""
     if len(inputs) == 0:
         return inputs.new_zeros(0)
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
     ratio: Tensor = peak_signal_noise_ratio(
         inputs.flatten(1),
         truth.flatten(1),
@@ -58,6 +56,8 @@ def ssim_each(inputs: Tensor, truth: Tensor) -> Tensor:
     """
     if inputs.ndim != 4 or min(inputs.shape[-2:]) <= SSIM_MARGIN or len(inputs) == 0:
         return inputs.new_full((len(inputs),), torch.nan)
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     similarity = structural_similarity_index_measure(
         inputs, truth, sigma=SSIM_SIGMA, data_range=1.0, k1=0.01, k2=0.03, reduction="none"
     )
