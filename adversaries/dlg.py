@@ -29,7 +29,7 @@ class DLG(GradientMatching):
 
     iterations: Annotated[PositiveInt, Field(description="outer iterations")] = 300
     inner: Annotated[PositiveInt, Field(description="evaluations in each")] = 20
-    memory: Annotated[PositiveInt, Field(description="steps that L-BFGS remembers")] = 10
+    memory: Annotated[PositiveInt, Field(description="steps that L-BFGS remembers")] = 40
     labels: Annotated[
         Literal["joint", "inferred"], Field(description="search soft labels too, or keep them")
     ] = "joint"
