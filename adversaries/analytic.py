@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from math import prod
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adversaries.matching import Chunk, attack_chunks, box
-from adversaries.targets import Unattackable
+from adversaries.targets import Target, Unattackable, training_of
+from adversaries.tracing import dense_inputs, probe
 from fl_privacy.component import Component
 from fl_privacy.protocols import Progress, silent
-from fl_privacy.types import Failure, Observation, Outcome, Reconstruction
+from fl_privacy.types import (
+    Exchange,
+    Failure,
+    LocalTraining,
+    Observation,
+    Outcome,
+    Reconstruction,
+    Task,
+    Tensors,
+)
 
 
 class Analytic(Component):
-    """Divide: ``x = (dL/dW_i) / (dL/db_i)`` for any row ``i`` with ``dL/db_i != 0``.
+    """Divide the weight gradient of a dense layer by its bias gradient: `layer_input`.
 
-    Geiping et al., NeurIPS 2020, proposition 3.1. The row with the largest bias
-    gradient is used, in float64. Needs a network whose first layer is dense with a
-    bias and sees the flattened input, and one image a batch (a row of a larger batch
-    holds a mixture).
+    Needs one image a batch (a row of a larger batch holds a mixture) and a dense layer
+    with a bias that sees the flattened input of the network, wherever in the network it
+    stands. Exact for any number of local steps and linked rounds, since the image is the
+    same in all of them.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"local_training"})
@@ -38,65 +47,134 @@ class Analytic(Component):
         progress: Progress = silent,
     ) -> Iterator[Reconstruction | Failure]:
         """Solve each target in closed form; nothing is random and ``device`` is not used."""
-
-        def solve(chunk: Chunk) -> list[Reconstruction | Failure]:
-            start = time.perf_counter()
-            try:
-                results = list(solve_first_layer(chunk))
-            except Unattackable as error:
-                return [Failure(target.key, str(error)) for target in chunk.targets]
-            progress(chunk.done + len(results), len(observations))
-            share = (time.perf_counter() - start) / len(results)
-            return [replace(result, seconds=share) for result in results]
-
-        yield from attack_chunks(observations, 1, solve)
+        yield from solve_each(observations, image_of, progress)
 
 
-def solve_first_layer(chunk: Chunk) -> Iterator[Reconstruction]:
-    """The exact input of the first layer, one image for each target.
+def layer_input(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
+    """The input of a dense layer from the gradient of one image; ``[features]``, float64.
+
+    Row ``i`` of ``weight_gradient [rows, features]`` is ``bias_gradient [rows]`` at ``i``
+    times the input (Geiping et al., NeurIPS 2020, proposition 3.1), so every row gives it.
+    All are combined by least squares, ``x = sum_i db_i dW_i / sum_i db_i^2``, which has
+    less rounding error than the row with the largest bias gradient.
+
+    Raises:
+        Unattackable: the bias gradient is zero everywhere.
+    """
+    weight, bias = weight_gradient.double(), bias_gradient.double()
+    length = bias.norm()
+    if length == 0:
+        raise Unattackable(
+            "the bias gradient of the dense layer is zero everywhere, so its rows tell nothing"
+        )
+    direction = bias / length
+    found: Tensor = direction @ weight / length
+    return found
+
+
+def seen_input(observed: Sequence[Tensors], layer: str) -> Tensor:
+    """`layer_input` of the layer named ``layer`` from gradients that share one input.
+
+    Raises:
+        Unattackable: the layer's gradient is withheld or zero.
+    """
+    weight, bias = f"{layer}.weight".lstrip("."), f"{layer}.bias".lstrip(".")
+    if not all(weight in one and bias in one for one in observed):
+        raise Unattackable(f"the gradient of {layer} is withheld: expected its weight and bias")
+    return layer_input(
+        torch.cat([one[weight] for one in observed]), torch.cat([one[bias] for one in observed])
+    )
+
+
+def one_image(images: int, layer: str) -> None:
+    """Check that a layer's rows hold one image only.
+
+    Raises:
+        Unattackable: they hold a mixture.
+    """
+    if images != 1:
+        raise Unattackable(
+            f"the batch holds {images} images and a row of {layer}.weight mixes them: "
+            f"expected one image"
+        )
+
+
+def solve_each(
+    observations: Sequence[Observation],
+    reconstruct: Callable[[Chunk], Reconstruction],
+    progress: Progress,
+) -> Iterator[Reconstruction | Failure]:
+    """One result for each observation by an attack that treats one target at a time."""
+
+    def solve(chunk: Chunk) -> list[Reconstruction]:
+        start = time.perf_counter()
+        result = reconstruct(chunk)
+        progress(chunk.done + 1, len(observations))
+        return [replace(result, seconds=time.perf_counter() - start)]
+
+    yield from attack_chunks(observations, 1, solve)
+
+
+def image_of(chunk: Chunk) -> Reconstruction:
+    """The exact image behind the only target of a chunk.
 
     Raises:
         Unattackable: the network or the batch does not allow it.
     """
-    task = chunk.observation.task
-    name = first_dense_layer(chunk.model, prod(task.input_shape))
-    if chunk.images != 1:
-        raise Unattackable(
-            f"the batch holds {chunk.images} images and a row of {name}.weight mixes them: "
-            f"expected one image"
-        )
-    for target in chunk.targets:
-        if f"{name}.weight" not in target.observed[0] or f"{name}.bias" not in target.observed[0]:
-            raise Unattackable(f"the gradient of {name} is withheld")
-        weight = target.observed[0][f"{name}.weight"]
-        bias = target.observed[0][f"{name}.bias"].double()
-        row = bias.abs().argmax()
-        if bias[row] == 0:
-            raise Unattackable(f"the bias gradient of {name} is zero everywhere")
-        inputs = (weight[row] / bias[row]).float().view(1, *task.input_shape)
-        yield Reconstruction(
-            key=target.key,
-            inputs=task.denormalize(inputs.clamp(*box(task, inputs))),
-            labels=target.labels,
-            outcome=Outcome("completed"),
-        )
+    observation, (target,) = chunk.observation, chunk.targets
+    layer = input_layer(chunk.model, observation.task)
+    one_image(chunk.images, layer)
+    training = training_of(observation)
+    observed = [
+        without_decay(seen, exchange, training)
+        for seen, exchange in zip(target.observed, observation.exchanges, strict=True)
+    ]
+    return reconstruction(target, observation.task, seen_input(observed, layer))
 
 
-def first_dense_layer(model: nn.Module, features: int) -> str:
-    """Name of the first layer with weights, which must be dense, biased, ``features`` wide."""
-    for name, module in model.named_modules():
-        if not list(module.parameters(recurse=False)):
-            continue
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            if module.in_features == features:
-                return str(name)
-            found = f"a Linear of {module.in_features} inputs"
-        else:
-            found = type(module).__name__ + (
-                " without bias" if isinstance(module, nn.Linear) else ""
-            )
-        raise Unattackable(
-            f"the first layer with weights is {name} ({found}): expected a Linear with a bias on "
-            f"the {features} input values; gradient_similarity has no such condition"
-        )
-    raise Unattackable("the network has no layer with weights")
+def reconstruction(target: Target, task: Task, inputs: Tensor) -> Reconstruction:
+    """Normalized ``inputs [values]`` of one image as a result, in the pixel range."""
+    image = inputs.float().view(1, *task.input_shape)
+    return Reconstruction(
+        key=target.key,
+        inputs=task.denormalize(image.clamp(*box(task, image))),
+        labels=target.labels,
+        outcome=Outcome("completed"),
+    )
+
+
+def input_layer(model: nn.Module, task: Task) -> str:
+    """Name of a dense layer with a bias that sees the flattened input of the network.
+
+    Raises:
+        Unattackable: there is none; the message names the first layer with weights.
+    """
+    inputs = probe(task)
+    for name, seen in dense_inputs(model, {}, inputs).items():
+        if torch.equal(seen, inputs.flatten(1)):
+            return name
+    first = next(((n, m) for n, m in model.named_modules() if list(m.parameters(False))), None)
+    if first is None:
+        raise Unattackable("the network has no layer with weights")
+    raise Unattackable(
+        f"no dense layer with a bias sees the {inputs[0].numel()} input values; the first layer "
+        f"with weights is {first[0]} ({type(first[1]).__name__}): expected a Linear with a bias "
+        f"on the flattened input; rgap treats small convolutional networks, gradient_similarity "
+        f"has no such condition"
+    )
+
+
+def without_decay(seen: Tensors, exchange: Exchange, training: LocalTraining) -> dict[str, Tensor]:
+    """What was seen less the weight decay of several local steps; of one it is off already.
+
+    The steps are linear in the weights and the loss gradients, so following a weight of
+    one without any gradient gives the share of the sent weights that decay took away.
+    """
+    steps = training.steps(exchange.num_examples or 1)
+    weight, velocity = 1.0, 0.0
+    for _ in range(steps):
+        velocity = training.momentum * velocity + training.weight_decay * weight
+        weight -= training.lr * velocity
+    share = (1 - weight) / training.lr if steps > 1 else 0.0
+    sent = exchange.parameters
+    return {name: value - share * sent[name].double() for name, value in seen.items()}

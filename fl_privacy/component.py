@@ -34,6 +34,8 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "dlg": "adversaries.dlg:DLG",
         "gradient_similarity": "adversaries.gradient_similarity:GradientSimilarity",
         "l2_tv": "adversaries.l2_tv:L2TV",
+        "representation": "adversaries.representation:RepresentationMatching",
+        "rgap": "adversaries.rgap:RGAP",
     },
     "defenses": {
         "gaussian_noise": "clients.defenses.gaussian_noise:GaussianNoise",
