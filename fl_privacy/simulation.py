@@ -28,7 +28,7 @@ from fl_privacy.superlink import CONNECTION, SimulationError, SuperLink, private
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _ROUND = re.compile(r"\[ROUND (\d+)/(\d+)\]")
 _STARTED = re.compile(r"started run (\d+)")
-_CRASH = re.compile(r"^ERROR.*An exception occur+ed ?!! (.+)", re.MULTILINE)
+_CRASH = re.compile(r"^ERROR.*An exception occur+ed ?!! (.+)")
 _RAY_ERROR = re.compile(r"<class 'ray\.exceptions.*?Message: (.*?)'>", re.DOTALL)
 
 
@@ -73,8 +73,8 @@ def simulate(
     with private_superlink() as link:
         source = app or assemble_app(link.home / "app")
         command = _run_command(link, source, {**config, "out-dir": str(out)}, resources)
-        run_id = follow(link, command, folder.log, stream)
-        _require_completed(link, run_id, folder.log)
+        run_id, crash = follow(link, command, folder.log, stream)
+        _require_completed(link, run_id, crash, folder.log)
 
 
 def round_of(line: str) -> tuple[int, int] | None:
@@ -120,9 +120,9 @@ def _run_command(
 
 def follow(
     link: SuperLink, command: list[str], log_file: Path, stream: Callable[[str], None]
-) -> str:
-    """Start the run and pass its log on until it ends; returns the run's id."""
-    run_id = None
+) -> tuple[str, str]:
+    """Start the run and pass its log on until it ends; returns its id and why it crashed."""
+    run_id, crash = None, ""
     said: deque[str] = deque(maxlen=20)
     with _process(link, command) as process, open_private(log_file) as log:
         for raw in process.stdout or ():
@@ -132,10 +132,12 @@ def follow(
             log.flush()
             if run_id is None and (started := _STARTED.search(line)):
                 run_id = started[1]
+            if crashed := _CRASH.match(line):
+                crash = crashed[1]
             stream(line)
     if run_id is None:
         raise SimulationError("Flower did not accept the run; it said:\n" + "\n".join(said))
-    return run_id
+    return run_id, crash
 
 
 @contextmanager
@@ -157,7 +159,7 @@ def _process(link: SuperLink, command: list[str]) -> Iterator[subprocess.Popen[s
             process.kill()
 
 
-def _require_completed(link: SuperLink, run_id: str, log_file: Path) -> None:
+def _require_completed(link: SuperLink, run_id: str, crash: str, log_file: Path) -> None:
     """Ask how the run ended: ``flwr run`` itself exits with 0 even when it failed."""
     with _process(link, ["flwr", "list", "--run-id", run_id, "--format", "json"]) as process:
         answer, _ = process.communicate()
@@ -168,8 +170,7 @@ def _require_completed(link: SuperLink, run_id: str, log_file: Path) -> None:
             f"cannot tell how the run ended, its SuperLink said: {answer.strip()}; log: {log_file}"
         ) from None
     if run["status"] != "finished:completed":
-        crash = _CRASH.search(log_file.read_text(encoding="utf-8"))
-        details = crash[1] if crash else _plain(run["status-details"])
+        details = crash or _plain(run["status-details"])
         raise SimulationError(f"{details} (the run {run['status']}; log: {log_file})")
 
 

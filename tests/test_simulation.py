@@ -131,6 +131,18 @@ def test_a_signal_ends_a_silent_flower(number: signal.Signals, tmp_path: Path, m
     assert marked(mark) == set()
 
 
+@pytest.mark.parametrize("reason", ["", "out of luck"])
+def test_a_crash_in_the_log_of_an_earlier_attempt_is_not_this_ones(
+    reason: str, tmp_path: Path
+) -> None:
+    link, crash = SuperLink(tmp_path, dict(os.environ)), "ERROR : An exception occurred !! "
+    link.work.mkdir()
+    (tmp_path / "log").write_text(f"{crash}long ago\n")
+    lines = ["Successfully started run 7", crash + reason if reason else "INFO : fine"]
+    said = follow(link, ["printf", r"%s\n", *lines], tmp_path / "log", lambda line: None)
+    assert said == ("7", reason)
+
+
 def names(mark: str) -> list[str]:
     found = []
     for pid in marked(mark):
