@@ -27,7 +27,11 @@ Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass
 class _State:
-    """All lanes; the last axis of the two-dimensional ones is the variables'."""
+    """All lanes; ``moves`` and ``turns [memory, lanes, n]``, ``curvatures [memory, lanes]``.
+
+    The history is a ring: evaluation ``i`` writes slot ``i % memory`` of every lane, and a
+    lane that did not accept gets no curvature there, so its slot changes nothing.
+    """
 
     point: Tensor
     value: Tensor
@@ -40,7 +44,7 @@ class _State:
     moves: Tensor
     turns: Tensor
     curvatures: Tensor
-    count: Tensor
+    scale: Tensor
 
 
 def minimize(
@@ -48,7 +52,7 @@ def minimize(
     start: Tensor,
     *,
     evaluations: int,
-    memory: int = 10,
+    memory: int = 40,
     advance: Callable[[int, Tensor], None] = lambda done, values: None,
 ) -> tuple[Tensor, Tensor]:
     """Minimize each lane of ``start [lanes, n]`` with ``evaluations`` calls of ``evaluate``.
@@ -62,7 +66,7 @@ def minimize(
         trial = state.point + state.step[:, None] * state.direction
         slope, value = evaluate(trial)
         accepted = _search(state, value, slope)
-        _accept(state, accepted, trial, value, slope)
+        _accept(state, accepted, trial, value, slope, newest=i % memory)
         _give_up(state)
         advance(i, state.value)
     return state.point, state.value
@@ -71,7 +75,7 @@ def minimize(
 def _begin(start: Tensor, value: Tensor, slope: Tensor, memory: int) -> _State:
     lanes, n = start.shape
     zeros, ones = start.new_zeros(lanes), start.new_ones(lanes)
-    history = start.new_zeros(lanes, memory, n)
+    history = start.new_zeros(memory, lanes, n)
     return _State(
         point=start.clone(),
         value=value,
@@ -83,8 +87,8 @@ def _begin(start: Tensor, value: Tensor, slope: Tensor, memory: int) -> _State:
         trials=zeros.clone(),
         moves=history,
         turns=history.clone(),
-        curvatures=start.new_zeros(lanes, memory),
-        count=zeros.clone(),
+        curvatures=start.new_zeros(memory, lanes),
+        scale=ones.clone(),
     )
 
 
@@ -109,17 +113,16 @@ def _search(state: _State, value: Tensor, slope: Tensor) -> Tensor:
     return accepted
 
 
-def _accept(state: _State, accepted: Tensor, trial: Tensor, value: Tensor, slope: Tensor) -> None:
+def _accept(
+    state: _State, accepted: Tensor, trial: Tensor, value: Tensor, slope: Tensor, *, newest: int
+) -> None:
     """Move accepted lanes, remember their move, and give them a new direction."""
-    move, turn = trial - state.point, slope - state.slope
-    curvature = (move * turn).sum(1)
-    kept = accepted & (curvature > 1e-10 * turn.square().sum(1))
-    _remember(state, kept, move, turn, curvature)
+    _remember(state, accepted, trial - state.point, slope - state.slope, newest)
     row = accepted[:, None]
     state.point = torch.where(row, trial, state.point)
     state.value = torch.where(accepted, value, state.value)
     state.slope = torch.where(row, slope, state.slope)
-    direction = _two_loops(state)
+    direction = _two_loops(state, newest)
     downhill = (direction * state.slope).sum(1) < 0
     direction = torch.where(downhill[:, None], direction, -state.slope)
     state.direction = torch.where(row, direction, state.direction)
@@ -127,44 +130,41 @@ def _accept(state: _State, accepted: Tensor, trial: Tensor, value: Tensor, slope
     _restart_search(state, accepted)
 
 
-def _remember(state: _State, kept: Tensor, move: Tensor, turn: Tensor, curvature: Tensor) -> None:
-    """Shift the history of the ``kept`` lanes by one; the newest comes last."""
-    row = kept[:, None, None]
-
-    def pushed(history: Tensor, newest: Tensor) -> Tensor:
-        return torch.cat([history[:, 1:], newest[:, None]], 1)
-
-    state.moves = torch.where(row, pushed(state.moves, move), state.moves)
-    state.turns = torch.where(row, pushed(state.turns, turn), state.turns)
-    state.curvatures = torch.where(
-        kept[:, None], pushed(state.curvatures, curvature), state.curvatures
-    )
-    state.count = state.count + kept
+def _remember(state: _State, accepted: Tensor, move: Tensor, turn: Tensor, newest: int) -> None:
+    """Write the newest slot of the history; lanes without a useful pair leave it empty."""
+    curvature, square = (move * turn).sum(1), turn.square().sum(1)
+    kept = accepted & (curvature > 1e-10 * square)
+    row = kept[:, None]
+    state.moves[newest] = torch.where(row, move, 0.0)
+    state.turns[newest] = torch.where(row, turn, 0.0)
+    state.curvatures[newest] = torch.where(kept, curvature, 0.0)
+    state.scale = torch.where(kept, curvature / square.clamp(min=1e-300), state.scale)
 
 
-def _two_loops(state: _State) -> Tensor:
-    """``-H slope`` of every lane; unused history has zero curvature and changes nothing."""
+def _two_loops(state: _State, newest: int) -> Tensor:
+    """``-H slope`` of every lane; empty slots have zero curvature and change nothing."""
     used = state.curvatures > 0
     inverse = torch.where(used, 1 / state.curvatures.clamp(min=1e-300), 0.0)
+    memory = len(inverse)
+    newest_first = [(newest - back) % memory for back in range(memory)]
     q = state.slope
     weights = []
-    for k in reversed(range(state.moves.shape[1])):
-        weight = inverse[:, k] * (state.moves[:, k] * q).sum(1)
-        q = q - weight[:, None] * state.turns[:, k]
+    for k in newest_first:
+        weight = inverse[k] * (state.moves[k] * q).sum(1)
+        q = torch.addcmul(q, weight[:, None], state.turns[k], value=-1)
         weights.append(weight)
-    newest = state.turns[:, -1].square().sum(1)
-    scale = torch.where(used[:, -1], state.curvatures[:, -1] / newest.clamp(min=1e-300), 1.0)
-    r = scale[:, None] * q
-    for k, weight in zip(range(state.moves.shape[1]), reversed(weights), strict=True):
-        correction = weight - inverse[:, k] * (state.turns[:, k] * r).sum(1)
-        r = r + correction[:, None] * state.moves[:, k]
+    r = state.scale[:, None] * q
+    for k, weight in zip(reversed(newest_first), reversed(weights), strict=True):
+        correction = weight - inverse[k] * (state.turns[k] * r).sum(1)
+        r = torch.addcmul(r, correction[:, None], state.moves[k])
     return -r
 
 
 def _give_up(state: _State) -> None:
     """Lanes that searched too long forget their history and follow the slope."""
     stuck = state.trials >= LONGEST_SEARCH
-    state.curvatures = torch.where(stuck[:, None], 0.0, state.curvatures)
+    state.curvatures = torch.where(stuck, 0.0, state.curvatures)
+    state.scale = torch.where(stuck, 1.0, state.scale)
     state.direction = torch.where(stuck[:, None], -state.slope, state.direction)
     state.step = torch.where(stuck, _first_step(state.slope), state.step)
     _restart_search(state, stuck)

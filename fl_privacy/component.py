@@ -111,7 +111,7 @@ def find(group: Group, name: str) -> type[Component]:
     module, _, attribute = table[name].partition(":")
     try:
         component: type[Component] = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError, NameError, TypeError, ValueError) as error:
         raise ComponentError(
             f"{name} cannot be loaded from {table[name]}: {error}; reinstall the package that "
             f"offers it, or remove it"
