@@ -111,7 +111,8 @@ class GradientMatching(Component):
 
     def plan_width(self, observations: Sequence[Observation], *, device: torch.device) -> int:
         """The width to use for these targets when none is set."""
-        return plan_width(observations, restarts=self.restarts, device=device)
+        size = getattr(torch, self.dtype).itemsize
+        return plan_width(observations, restarts=self.restarts, device=device, itemsize=size)
 
     def attack(
         self,
@@ -160,26 +161,27 @@ class GradientMatching(Component):
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            if width == 1:
-                raise Unattackable(
-                    "one target does not fit into memory: try fewer restarts, float32 or a "
-                    "device with more memory"
-                ) from None
-            half = width // 2
-            parts = [chunk.targets[i : i + half] for i in range(0, len(chunk.targets), half)]
-            return [
-                result
-                for part in parts
-                for result in self.solve(
-                    replace(chunk, targets=part),
-                    width=half,
-                    seed=seed,
-                    device=device,
-                    advance=advance,
-                )
-            ]
+            results = None  # go on outside: the error holds on to all that was allocated
+        if results is None:
+            return self.halved(chunk, width=width, seed=seed, device=device, advance=advance)
         share = (time.perf_counter() - start) / len(chunk.targets)
         return [replace(result, seconds=share) for result in results]
+
+    def halved(
+        self, chunk: Chunk, *, width: int, seed: int, device: torch.device, advance: Advance
+    ) -> list[Reconstruction]:
+        """The targets of a chunk that did not fit, in batches of half the width."""
+        if width == 1:
+            raise Unattackable(
+                "one target does not fit into memory: try fewer restarts, float32 or a device "
+                "with more memory"
+            )
+        half = width // 2
+        results: list[Reconstruction] = []
+        for i in range(0, len(chunk.targets), half):
+            part = replace(chunk, targets=chunk.targets[i : i + half])
+            results += self.solve(part, width=half, seed=seed, device=device, advance=advance)
+        return results
 
     def _solve(
         self, chunk: Chunk, width: int, seed: int, device: torch.device, advance: Advance

@@ -17,12 +17,18 @@ MAX_WIDTH = 128
 """More lanes than this gain nothing on a CPU and little on a GPU (`make bench`)."""
 
 
-def plan_width(observations: Sequence[Observation], *, restarts: int, device: torch.device) -> int:
+def plan_width(
+    observations: Sequence[Observation],
+    *,
+    restarts: int,
+    device: torch.device,
+    itemsize: int = 4,
+) -> int:
     """How many targets one batch can hold: bounded by memory, by `MAX_WIDTH`, by the work.
 
     A lane is estimated at ten times its activations (forward, backward and their
-    derivatives) in each local step, plus six times its gradient; half of the free memory
-    is used.
+    derivatives) in each local step, plus six times its gradient, of ``itemsize`` bytes a
+    number; half of the free memory is used.
     """
     first = observations[0]
     training = first.local_training
@@ -34,7 +40,7 @@ def plan_width(observations: Sequence[Observation], *, restarts: int, device: to
     elements = 10 * passes * images * activations(first.model(), first.task) + 6 * taken * weights
     elements *= len(first.exchanges)
     largest = max(len(members) for members in chunks(observations, MAX_WIDTH))
-    by_memory = free_memory(device) // 2 // (4 * elements * restarts)
+    by_memory = free_memory(device) // 2 // (itemsize * elements * restarts)
     return max(1, min(largest, MAX_WIDTH, by_memory))
 
 
