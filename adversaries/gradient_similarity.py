@@ -40,13 +40,4 @@ class GradientSimilarity(GradientMatching):
 
     def optimize(self, problem: Problem, inputs: Tensor, advance: Advance) -> Found:
         """Signed Adam on the inputs."""
-        return minimize(
-            problem,
-            inputs,
-            iterations=self.iterations,
-            lr=self.lr,
-            signed=self.signed,
-            boxed=self.boxed,
-            compiled=self.compiled,
-            advance=advance,
-        )
+        return minimize(problem, inputs, self, advance, compiled=self.compiled)

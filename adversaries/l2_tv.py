@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adversaries.gradient_matching import Advance, Found, GradientMatching, Problem
-from adversaries.objectives import squared_distance, squared_norm
+from adversaries.objectives import relative_distance
 from adversaries.signed_adam import minimize
 from fl_privacy.types import NonNegativeFloat, PositiveFloat, Tensors
 
@@ -29,17 +29,8 @@ class L2TV(GradientMatching):
 
     def distance(self, simulated: Tensors, observed: Tensors) -> Tensor:
         """Squared distance over the squared length of the observed gradient."""
-        return squared_distance(simulated, observed) / squared_norm(observed)
+        return relative_distance(simulated, observed)
 
     def optimize(self, problem: Problem, inputs: Tensor, advance: Advance) -> Found:
         """Signed Adam on the inputs."""
-        return minimize(
-            problem,
-            inputs,
-            iterations=self.iterations,
-            lr=self.lr,
-            signed=self.signed,
-            boxed=self.boxed,
-            compiled=False,
-            advance=advance,
-        )
+        return minimize(problem, inputs, self, advance)

@@ -28,6 +28,11 @@ def squared_distance(simulated: Tensors, observed: Tensors) -> Tensor:
     return torch.stack([(simulated[n] - observed[n]).square().sum() for n in observed]).sum()
 
 
+def relative_distance(simulated: Tensors, observed: Tensors) -> Tensor:
+    """`squared_distance` over the squared length of ``observed``: free of units; scalar."""
+    return squared_distance(simulated, observed) / squared_norm(observed)
+
+
 def normalized(tensors: Tensors) -> dict[str, Tensor]:
     """Tensors ``[lanes, ...]`` scaled so that each lane's have norm one together."""
     squares = [t.flatten(1).square().sum(1) for t in tensors.values()]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adversaries.analytic import one_image, seen_input
 from adversaries.gradient_matching import Advance, Found, GradientMatching, Problem
 from adversaries.matching import Batch
-from adversaries.objectives import squared_distance, squared_norm
+from adversaries.objectives import relative_distance
 from adversaries.signed_adam import minimize
 from adversaries.targets import Target, Unattackable
 from adversaries.tracing import dense_inputs, probe
@@ -69,20 +69,11 @@ class RepresentationMatching(GradientMatching):
 
     def distance(self, simulated: Tensors, observed: Tensors) -> Tensor:
         """Squared distance over the squared length of the inferred representation."""
-        return squared_distance(simulated, observed) / squared_norm(observed)
+        return relative_distance(simulated, observed)
 
     def optimize(self, problem: Problem, inputs: Tensor, advance: Advance) -> Found:
         """Signed Adam on the inputs."""
-        return minimize(
-            problem,
-            inputs,
-            iterations=self.iterations,
-            lr=self.lr,
-            signed=self.signed,
-            boxed=self.boxed,
-            compiled=False,
-            advance=advance,
-        )
+        return minimize(problem, inputs, self, advance)
 
 
 def dense_layer(model: nn.Module, task: Task, name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
@@ -12,16 +14,29 @@ from adversaries.matching import box
 FIRST, SECOND = 0.9, 0.999
 
 
+class Settings(Protocol):
+    """What an attack that moves its inputs by this optimizer has to say, as its own fields."""
+
+    @property
+    def iterations(self) -> int: ...
+
+    @property
+    def lr(self) -> float: ...
+
+    @property
+    def signed(self) -> bool: ...
+
+    @property
+    def boxed(self) -> bool: ...
+
+
 def minimize(
     problem: Problem,
     inputs: Tensor,
-    *,
-    iterations: int,
-    lr: float,
-    signed: bool,
-    boxed: bool,
-    compiled: bool,
+    settings: Settings,
     advance: Advance,
+    *,
+    compiled: bool = False,
 ) -> Found:
     """Move the inputs of each lane downhill; labels stay as inferred or granted.
 
@@ -36,17 +51,18 @@ def minimize(
         return gradient, losses
 
     step = torch.compile(slopes) if compiled else slopes
+    iterations, lr = settings.iterations, settings.lr
     low, high = box(problem.batch.task, inputs)
     milestones = {iterations * eighths // 8 for eighths in (3, 5, 7)}
     first, second = torch.zeros_like(inputs), torch.zeros_like(inputs)
     for i in range(1, iterations + 1):
         gradient, losses = step(inputs)
-        direction = gradient.sign() if signed else gradient
+        direction = gradient.sign() if settings.signed else gradient
         first.lerp_(direction, 1 - FIRST)
         second.mul_(SECOND).addcmul_(direction, direction, value=1 - SECOND)
         scale = (second / (1 - SECOND**i)).sqrt_().add_(1e-8)
         inputs = inputs.addcdiv(first, scale, value=-lr / (1 - FIRST**i))
-        if boxed:
+        if settings.boxed:
             inputs.clamp_(low, high)
         if i in milestones:
             lr /= 10

@@ -5,14 +5,13 @@ from __future__ import annotations
 import uuid
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 from torch.nn import functional as F
 
 from fl_privacy.recording import Layout, Manifest, Recording, RecordingWriter
 from fl_privacy.seeding import generator
 from fl_privacy.threat_model import ThreatModel
-from fl_privacy.types import LocalTraining, Observation, Samples, Step, Task, Tensors
+from fl_privacy.types import LocalTraining, Observation, Samples, Step, Task
 
 TASK = Task(input_shape=(1, 6, 6), classes=4, mean=(0.4,), std=(0.3,))
 TRAINING = LocalTraining(lr=0.1)
@@ -81,14 +80,3 @@ def toy_step(images: int = 4) -> Step:
         loss=lambda outputs, labels: F.cross_entropy(outputs, labels, reduction="none"),
         expected_batch_size=images,
     )
-
-
-def step_gradient(step: Step) -> Tensors:
-    """The undefended gradient of a step: the mean loss over the expected batch size."""
-
-    def loss(parameters: Tensors) -> Tensor:
-        outputs = functional_call(step.model, {**parameters, **step.buffers}, (step.inputs,))
-        return step.loss(outputs, step.labels).sum() / step.expected_batch_size
-
-    gradient: Tensors = torch.func.grad(loss)(step.parameters)
-    return gradient
