@@ -33,9 +33,11 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "baseline": "adversaries.baseline:Baseline",
         "dlg": "adversaries.dlg:DLG",
         "gradient_similarity": "adversaries.gradient_similarity:GradientSimilarity",
+        "idlg": "adversaries.idlg:IDLG",
         "l2_tv": "adversaries.l2_tv:L2TV",
         "representation": "adversaries.representation:RepresentationMatching",
         "rgap": "adversaries.rgap:RGAP",
+        "update_over_lr": "adversaries.update_over_lr:UpdateOverLR",
     },
     "defenses": {
         "gaussian_noise": "clients.defenses.gaussian_noise:GaussianNoise",

@@ -15,11 +15,13 @@ from adversaries.baseline import Baseline
 from adversaries.dlg import DLG
 from adversaries.gradient_matching import Found, Problem
 from adversaries.gradient_similarity import GradientSimilarity
+from adversaries.idlg import IDLG
 from adversaries.l2_tv import L2TV
 from adversaries.local_steps import skeleton
 from adversaries.matching import Batch, Chunk, box, chunks, lane_draws, make_batch
 from adversaries.planning import lane_count, plan_width
 from adversaries.targets import prepare
+from adversaries.update_over_lr import UpdateOverLR
 from fl_privacy import component
 from fl_privacy.recording import Layout, Manifest, Recording, RecordingWriter
 from fl_privacy.testing import check_adversary, toy_observations, toy_samples
@@ -142,7 +144,8 @@ def test_simulated_gradient_is_that_of_the_client() -> None:
         GradientSimilarity(iterations=7, width=2, restarts=3, signed=False, boxed=False),
         L2TV(iterations=5),
         DLG(iterations=2, inner=5),
-        DLG(iterations=2, inner=5, labels="inferred", restarts=2),
+        IDLG(iterations=2, inner=5, restarts=2),
+        UpdateOverLR(iterations=5),
     ],
     ids=str,
 )

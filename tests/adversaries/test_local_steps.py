@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from adversaries.dlg import DLG
 from adversaries.gradient_similarity import GradientSimilarity
+from adversaries.idlg import IDLG
 from adversaries.local_steps import Client, Sent, skeleton, steps
 from adversaries.targets import prepare
 from fl_privacy import component
@@ -140,7 +141,7 @@ def test_fedavg_updates_are_inverted_by_unrolling_and_worse_without() -> None:
     training = LocalTraining(algorithm="fedavg", lr=0.5, epochs=4, batch_size=1, order="sequential")
     samples = toy_samples(2)
     observations = observe(training, samples)
-    attack = DLG(iterations=20, labels="inferred")
+    attack = IDLG(iterations=20)
     ignored = attack.model_copy(update={"local_steps": "ignore"})
     assert error_of(attack, observations, samples.inputs) < 1e-3
     assert error_of(ignored, observations, samples.inputs) > 1e-2
@@ -153,7 +154,7 @@ def test_linked_rounds_of_one_client_are_attacked_together() -> None:
     model = skeleton(toy_model(), training)
     assert len(observations) == 1
     assert len(prepare(observations[0], model).observed) == 3
-    assert error_of(DLG(iterations=20, labels="inferred"), observations, samples.inputs) < 1e-3
+    assert error_of(IDLG(iterations=20), observations, samples.inputs) < 1e-3
 
 
 def test_linked_rounds_that_drew_other_batches_are_refused() -> None:
@@ -177,7 +178,5 @@ def test_dlg_finds_inputs_and_labels_together() -> None:
 def test_a_part_of_the_gradient_can_do(layers: str) -> None:
     samples = toy_samples(1)
     observations = observe(LocalTraining(lr=0.1), samples)
-    attack = component.create(
-        "adversaries", "dlg", {"layers": layers, "labels": "inferred", "iterations": 20}
-    )
+    attack = component.create("adversaries", "idlg", {"layers": layers, "iterations": 20})
     assert error_of(attack, observations, samples.inputs) < 1e-3
