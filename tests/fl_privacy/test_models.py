@@ -14,7 +14,7 @@ from fl_privacy.models.zhu import LeNetZhu
 from fl_privacy.protocols import Model
 from fl_privacy.types import Task
 
-NAMES = ("lenet-zhu", "convnet64", "mlp")
+NAMES = ("lenet-zhu", "convnet64", "mlp", "das-shallow", "das-fashionnet", "das-convnet")
 
 
 def task(*shape: int, classes: int = 10) -> Task:
@@ -114,6 +114,40 @@ def test_inputs_that_are_no_images_are_refused(name: str, least: int) -> None:
         with pytest.raises(ValueError, match=rf"at least {least}.*\(1, {shape[1]}.*mlp"):
             component.build(task(*shape), seed=0)
     assert component.build(task(1, least, least), seed=0)(torch.zeros(1, 1, least, least)).ndim == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden", "dropout"),
+    [
+        ("das-shallow", [256], False),
+        ("das-fashionnet", [256, 128], True),
+        ("das-convnet", [256, 128], True),
+    ],
+)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 7), (1, 1000), (2, 15)])
+def test_networks_of_das_take_images_and_signals(
+    name: str, hidden: list[int], dropout: bool, shape: tuple[int, ...]
+) -> None:
+    model = create("models", name).build(task(*shape, classes=9), seed=0)
+    assert model(torch.zeros(2, *shape)).shape == (2, 9)
+    modules = list(model.modules())
+    dense = [m for m in modules if isinstance(m, nn.Linear)]
+    assert [m.out_features for m in dense] == [*hidden, 9]
+    if name != "das-convnet":
+        assert dense[0].in_features == math.prod(shape)
+    assert [m.p for m in modules if isinstance(m, nn.Dropout)] == [0.2] * dropout
+    convolutions = [m for m in modules if isinstance(m, nn.Conv1d | nn.Conv2d)]
+    assert len(convolutions) == 2 * (name == "das-convnet")
+    outputs = model.train()(torch.rand(1, *shape)), model.eval()(torch.rand(1, *shape))
+    assert all(out.isfinite().all() for out in outputs)
+
+
+def test_das_convnet_refuses_what_is_neither_image_nor_signal() -> None:
+    for shape in ((3,), (1, 1), (1, 4, 4, 4)):
+        with pytest.raises(ValueError, match="das-shallow"):
+            create("models", "das-convnet").build(task(*shape), seed=0)
+    with pytest.raises(ComponentError, match="dropout"):
+        create("models", "das-convnet(dropout=1)")
 
 
 def test_widths_below_one_are_refused() -> None:
