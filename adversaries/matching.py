@@ -68,7 +68,8 @@ def chunks(observations: Sequence[Observation], width: int) -> Iterator[list[int
     """Positions of the targets that share a batch, at most ``width`` together.
 
     Targets share a batch when they were sent the same parameters and hold equally
-    many images. Groups come in the order of their first member.
+    many images. They come in the order of their first member: results are handed on in the
+    order of the observations, so those of other targets do not have to wait long.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, observation in enumerate(observations):
@@ -79,9 +80,11 @@ def chunks(observations: Sequence[Observation], width: int) -> Iterator[list[int
             observation.local_training,
         )
         groups.setdefault(signature, []).append(i)
-    for members in groups.values():
-        for start in range(0, len(members), width):
-            yield members[start : start + width]
+    yield from sorted(
+        members[start : start + width]
+        for members in groups.values()
+        for start in range(0, len(members), width)
+    )
 
 
 def make_batch(

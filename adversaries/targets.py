@@ -74,11 +74,10 @@ def gradient_units(exchange: Exchange, training: LocalTraining, *, one_step: boo
     Raises:
         Unattackable: values that are not finite.
     """
-    decay = training.weight_decay if one_step else 0.0
-    seen = {
-        name: -update.double() / training.lr - decay * exchange.parameters[name].double()
-        for name, update in exchange.update.items()
-    }
+    seen = {name: -update.double() / training.lr for name, update in exchange.update.items()}
+    if one_step and training.weight_decay:
+        sent = exchange.parameters
+        seen = {n: g - training.weight_decay * sent[n].double() for n, g in seen.items()}
     broken = [name for name, value in seen.items() if not value.isfinite().all()]
     if broken:
         raise Unattackable(f"the update holds values that are not finite, first in {broken[0]}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Literal
 from uuid import uuid4
 
@@ -175,10 +176,15 @@ class Schema(BaseModel):
         aliases = {a: b for a, b in layout.aliases.items() if a in arrays and b in arrays}
         return cls(tensors=tensors, aliases=aliases)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The tensors' names in order."""
         return tuple(tensor.name for tensor in self.tensors)
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Name -> position."""
+        return {name: i for i, name in enumerate(self.names)}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import safetensors
@@ -25,6 +26,9 @@ from fl_privacy.recording_format import (
 from fl_privacy.recording_index import global_path, header, read_entries, strays
 from fl_privacy.recording_store import LocalStore, Store, open_store
 from fl_privacy.types import LazyTensors, Tensors
+
+OPEN_FILES = 2
+"""Files that are held open at a time: what was sent, and what was returned to it."""
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -66,7 +70,7 @@ class Recording:
         self.manifest = read_manifest(self._store)
         self._schemas: dict[str, Schema] = {}
         self._schema_of_global: dict[str, str] = {}
-        self._fetched: tuple[str, Tensors] = ("", {})
+        self._getter = lru_cache(OPEN_FILES)(self._opened)
 
     def entries(
         self,
@@ -150,28 +154,26 @@ class Recording:
         return data
 
     def _tensors(self, path: str, sha: str, schema: Schema) -> LazyTensors:
-        keys = {name: f"t{i}" for i, name in enumerate(schema.names)}
-        checked = False
+        positions = schema.positions
+        checked = not isinstance(self._store, LocalStore)  # a remote file is, when it is fetched
 
         def load(name: str) -> Tensor:
             nonlocal checked
-            if not isinstance(self._store, LocalStore):
-                return self._fetch(path, sha)[keys[name]]
             if not checked:
                 self._intact(path, sha)
                 checked = True
             try:
-                with safetensors.safe_open(self._store.where(path), framework="pt") as file:
-                    tensor: Tensor = file.get_tensor(keys[name])
-                    return tensor
+                return self._getter(path, sha)(f"t{positions[name]}").clone()
             except (OSError, safetensors.SafetensorError) as error:
                 raise RecordingError(f"{self._store.where(path)}: {error}") from error
 
         return LazyTensors(schema.names, load)
 
-    def _fetch(self, path: str, sha: str) -> Tensors:
-        """The tensors of a remote file; the last one is kept, it is read name by name."""
-        if self._fetched[0] != path:
-            data = self._intact(path, sha)
-            self._fetched = (path, safetensors.torch.load(data))
-        return self._fetched[1]
+    def _opened(self, path: str, sha: str) -> Callable[[str], Tensor]:
+        """Reads the tensors of a file by key. A local file is mapped, a remote one fetched."""
+        if isinstance(self._store, LocalStore):
+            get: Callable[[str], Tensor] = safetensors.safe_open(
+                self._store.where(path), framework="pt"
+            ).get_tensor
+            return get
+        return safetensors.torch.load(self._intact(path, sha)).__getitem__

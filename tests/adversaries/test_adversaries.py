@@ -359,7 +359,7 @@ def test_targets_share_a_batch_only_with_equal_parameters_and_sizes() -> None:
     other_round = replace(observations[3], exchanges=(replace(exchange, global_digest="b"),))
     bigger = replace(observations[4], exchanges=(replace(exchange, num_examples=2),))
     mixed = [observations[0], other_round, observations[1], bigger, observations[2]]
-    assert list(chunks(mixed, 2)) == [[0, 2], [4], [1], [3]]
+    assert list(chunks(mixed, 2)) == [[0, 2], [1], [3], [4]]
 
 
 def test_planned_width_is_bounded_by_the_work() -> None:
