@@ -19,8 +19,9 @@ class Baseline(Component):
     """Answer with the same picture for every target, and with random labels.
 
     ``mean`` is the mean of the auxiliary inputs, the best single picture in squared
-    error; ``constant`` fills each channel with its mean. ``auto`` takes ``mean`` when
-    auxiliary data is granted. The update is never read.
+    error; ``constant`` fills each channel with its mean over the auxiliary inputs, the best
+    constant one, or without them with the mean that the task normalizes by. ``auto`` takes
+    ``mean`` when auxiliary data is granted. The update is never read.
     """
 
     guess: Annotated[
@@ -50,9 +51,9 @@ class Baseline(Component):
                 flaw = next((e.flaw for e in observation.exchanges if e.flaw), self.shortfall)
                 yield Failure(observation.key, flaw)
                 continue
-            auxiliary = None if self.guess == "constant" else observation.auxiliary
+            auxiliary = observation.auxiliary
             if id(auxiliary) not in pictures:
-                pictures[id(auxiliary)] = picture(observation.task, auxiliary)
+                pictures[id(auxiliary)] = self.picture(observation.task, auxiliary)
             draw = generator(seed, observation.key, "baseline labels")
             yield Reconstruction(
                 key=observation.key,
@@ -63,6 +64,16 @@ class Baseline(Component):
             )
             progress(i, len(observations))
 
+    def picture(self, task: Task, auxiliary: Samples | None) -> Tensor:
+        """What every image is answered with, in pixels, ``[*input_shape]``."""
+        if auxiliary is None:
+            return task.denormalize(torch.zeros(task.input_shape)).clamp(task.low, task.high)
+        mean = auxiliary.inputs.mean(0)
+        if self.guess != "constant":
+            return mean
+        levels = mean.flatten(1).mean(1).view(-1, *[1] * (mean.ndim - 1))
+        return levels.expand_as(mean)
+
 
 def image_count(observation: Observation) -> int:
     """How many images a target holds: linked rounds of FedAvg repeat the same ones."""
@@ -71,10 +82,3 @@ def image_count(observation: Observation) -> int:
     if training is None:
         return max(counts)
     return training.images(max(counts))
-
-
-def picture(task: Task, auxiliary: Samples | None) -> Tensor:
-    """The best single guess in pixels, ``[*input_shape]``."""
-    if auxiliary is not None:
-        return auxiliary.inputs.mean(0)
-    return task.denormalize(torch.zeros(task.input_shape)).clamp(task.low, task.high)

@@ -19,6 +19,7 @@ from pydantic import Field
 from fl_privacy import component
 from fl_privacy.code_digest import code_digest
 from fl_privacy.component import VERSION, Component
+from fl_privacy.metrics.preparing import prepared_metrics
 from fl_privacy.protocols import Adversary, Metric, Progress, silent
 from fl_privacy.recording import Recording
 from fl_privacy.result_rows import members_of, row
@@ -43,6 +44,9 @@ from fl_privacy.types import (
     Task,
 )
 
+METRICS = ("psnr", "ssim", "mse", "label_accuracy")
+"""What every analysis is scored by, unless its plan says otherwise."""
+
 WRITE_EVERY = 32
 """Finished targets that are held back at most before they are written."""
 
@@ -65,7 +69,7 @@ class Plan(Component):
 
     adversary: Annotated[str, Field(description="adversary, as name(setting=value)")]
     threat_model: ThreatModel = ThreatModel()
-    metrics: tuple[str, ...] = ("psnr", "ssim", "mse", "label_accuracy")
+    metrics: tuple[str, ...] = METRICS
     seed: int = 0
     device: Annotated[str, Field(description="cpu, cuda, cuda:1; auto: cuda if there is one")] = (
         "auto"
@@ -116,7 +120,8 @@ def prepare(
     ``model`` (named ``model_name``) and ``task`` replace those of the manifest.
 
     Raises:
-        ThreatModelError, RecordingError, ComponentError, DatasetError, AnalysisError: why not.
+        ThreatModelError, RecordingError, ComponentError, DatasetError, MetricError,
+            AnalysisError: why not.
     """
     folder = RunFolder(run)
     recording, vault = Recording(folder.recording), TruthVault(folder.truth)
@@ -129,9 +134,9 @@ def prepare(
     )[: plan.targets]
     adversary: Adversary = component.create("adversaries", plan.adversary)
     check_requirements(adversary.requires, observations[0], component.parse(plan.adversary)[0])
-    metrics: dict[str, Metric] = {m: component.create("metrics", m) for m in plan.metrics}
-    device = resolve_device(plan.device)
-    config = config_of(plan, adversary, metrics, recording, observations[0].task, device)
+    device, known = resolve_device(plan.device), observations[0].task
+    metrics = prepared_metrics(plan.metrics, recording.manifest.dataset or "", known)
+    config = config_of(plan, adversary, metrics, recording, known, device)
     config = config.model_copy(update={"model": model_name or config.model})
     if isinstance(adversary, Batched):
         width = adversary.width or stored_width(run, config)
@@ -170,7 +175,12 @@ def config_of(
         recording_digest=recording_digest(recording),
         code_digest=code_digest(),
         metrics=tuple(
-            MetricInfo(name=n, unit=m.unit, higher_is_leakier=m.higher_is_leakier)
+            MetricInfo(
+                name=n,
+                unit=m.unit,
+                higher_is_leakier=m.higher_is_leakier,
+                spec=component.spec_of("metrics", m) if isinstance(m, Component) else n,
+            )
             for n, m in metrics.items()
         ),
         oracle=plan.threat_model.oracles,

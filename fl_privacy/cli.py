@@ -295,6 +295,10 @@ def attack(
         int | None, typer.Option(min=1, help="Attack only the first updates.")
     ] = None,
     rounds: Annotated[str, typer.Option(help="Rounds to attack, such as 1-3,10.")] = "",
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="A score more, such as lpips (fl-privacy list metrics); repeat."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     model: Annotated[
@@ -309,11 +313,12 @@ def attack(
     The exit status is 1 when not a single target could be attacked.
     """
     from fl_privacy import attack_command as command
-    from fl_privacy.analysis import Plan
+    from fl_privacy.analysis import METRICS, Plan
 
     plan = Plan(
         adversary=command.adversary_spec(adversary, set_ or []),
         threat_model=command.read_threat_model(threat_model),
+        metrics=tuple(dict.fromkeys((*METRICS, *(metric or [])))),
         targets=targets,
         rounds=rounds,
         seed=seed,

@@ -76,7 +76,8 @@ class LayerMetric(Protocol):
 class Metric(Protocol):
     """Scores results against the truth; pure.
 
-    ``score`` gives one value for each result, or a single one when ``set_level``.
+    ``score`` gives one value for each result, or a single one when ``set_level``. A ``unit``
+    that begins with "share" says that values lie in [0, 1], where their intervals then stay.
     """
 
     unit: ClassVar[str]

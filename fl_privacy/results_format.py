@@ -48,13 +48,19 @@ class ResultError(ValueError):
 
 
 class MetricInfo(BaseModel):
-    """A metric's name, unit and direction."""
+    """A metric's name, unit and direction; ``spec`` makes it, with all that was filled in."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     unit: str
     higher_is_leakier: bool
+    spec: str = ""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether its values are shares, in [0, 1]: its unit says so."""
+        return self.unit.startswith("share")
 
 
 class ResultConfig(BaseModel):

@@ -13,6 +13,9 @@ from scipy import stats
 LEVEL = 0.95
 """Coverage of every interval in this project."""
 
+ALIKE = 1e-9
+"""Shares that differ by less count as equal."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -74,10 +77,42 @@ def wilson(successes: float, n: int) -> Interval:
         raise ValueError(f"successes must lie between 0 and n = {n}, got {successes}")
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     share = successes / n
+    return Interval(share, *score_bounds(share, n), n)
+
+
+def score_bounds(share: float, n: float) -> tuple[float, float]:
+    """Wilson's bounds of a share seen in ``n`` trials, which need not be a whole number."""
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     center = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Interval(
-        share, max(0.0, min(share, center - half)), min(1.0, max(share, center + half)), n
-    )
+    return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))
+
+
+def share_interval(values: Iterable[float | None]) -> Interval:
+    """Mean of values in [0, 1] with a 95 % interval inside [0, 1]; a value is one target's share.
+
+    Zeros and ones alone: `wilson`. Otherwise Wilson's bounds for the number of trials that
+    would vary as much as the mean of the values does, times ``(z / t)^2`` for the few values
+    that is estimated from (Korn and Graubard, *Survey Methodology* 24, 1998). Values that
+    are all equal to ``c`` show no variance: another value then differs with a probability
+    below Wilson's bound ``u`` of 0 out of n, so their mean lies in ``(1 - u) c + [0, u]``.
+
+    Raises:
+        ValueError: a value outside [0, 1].
+    """
+    array = finite(values)
+    n = len(array)
+    if n and not 0 <= array.min() <= array.max() <= 1:
+        raise ValueError(f"a share lies in [0, 1], got {array.min()} to {array.max()}")
+    if set(array.tolist()) <= {0.0, 1.0}:
+        return wilson(float(array.sum()), n)
+    mean = float(array.mean())
+    if n == 1:
+        return Interval(mean, math.nan, math.nan, 1)
+    if array.max() - array.min() < ALIKE:
+        _, rest = score_bounds(0.0, n)
+        return Interval(mean, (1 - rest) * mean, (1 - rest) * mean + rest, n)
+    squeeze = NormalDist().inv_cdf((1 + LEVEL) / 2) / stats.t.ppf((1 + LEVEL) / 2, n - 1)
+    trials = float(mean * (1 - mean) * n / array.var(ddof=1) * squeeze**2)
+    return Interval(mean, *score_bounds(mean, trials), n)

@@ -76,7 +76,12 @@ def why_no_scores(run: Run) -> str:
 def weak_guesses(found: Sequence[Analysis]) -> list[str]:
     """A sentence when a baseline had no data to guess from, which flatters the attacks."""
     guesses = [a for a in found if a.is_baseline]
-    constant = [a.label for a in guesses if not a.config.threat_model.get("auxiliary")]
+    constant = [
+        a.label
+        for a in guesses
+        if not a.config.threat_model.get("auxiliary")
+        and a.config.settings.get("guess") != "constant"
+    ]
     return [
         f"{label} guessed a constant picture, because the run's data set is unknown or could not "
         f"be loaded where it ran: a mean picture would guess better, and gains would be smaller."

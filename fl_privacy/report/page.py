@@ -30,6 +30,7 @@ from fl_privacy.report.reading import ReportError, Run, read_run
 from fl_privacy.report.scores import (
     Analysis,
     Score,
+    baseline_of,
     defenses,
     endings,
     score,
@@ -163,12 +164,15 @@ def _psnr(analysis: Analysis, defense: str | None) -> Score:
 def table(found: Sequence[Analysis], defense: str | None) -> dict[str, Any]:
     """The scores of one defense group, as text."""
     lines = scores(found, defense)
+    guesses = [a for a in found if a.is_baseline]
+    compared = [baseline_of(a, found) for a in found if a.of(defense) and not a.is_baseline]
     return {
         "title": words.group_title(defense),
         "adversaries": [
             {
                 "label": a.label,
                 "baseline": a.is_baseline,
+                "compared": len(guesses) > 1 and a in compared,
                 "oracle": a.config.oracle,
                 "lines": [_line(line) for line in lines if line.analysis is a],
             }
@@ -183,6 +187,7 @@ def _line(line: Score) -> dict[str, Any]:
     return {
         "metric": metric,
         "direction": "higher leaks more" if metric.higher_is_leakier else "lower leaks more",
+        "settings": words.metric_settings(metric),
         "mean": words.interval(line.interval, metric),
         "quartiles": words.spread(line.quartiles, metric),
         "n": line.interval.n,

@@ -8,9 +8,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from fl_privacy.analysis import METRICS
 from fl_privacy.report import words
 from fl_privacy.report.reading import Run
-from fl_privacy.report.scores import Analysis
+from fl_privacy.report.scores import BASELINE, Analysis
 from fl_privacy.results import rounds_of
 from fl_privacy.threat_model import ThreatModel
 
@@ -70,7 +71,7 @@ def commands(run: Run) -> list[str]:
     """What to type to get these numbers again from the recording."""
     place = shlex.quote(os.fspath(run.path))
     lines: list[str] = []
-    for i, analysis in enumerate(a for a in run.analyses if not a.is_baseline):
+    for i, analysis in enumerate(a for a in run.analyses if a.config.adversary != BASELINE):
         granted, task = unusual(analysis), replaced_task(run, analysis)
         options = chosen(run, analysis)
         for option, name, values in (
@@ -113,6 +114,9 @@ def chosen(run: Run, analysis: Analysis) -> list[str]:
     config = analysis.config
     options = ["--adversary", config.adversary, "--seed", str(config.seed)]
     options += ["--device", config.device]
+    for metric in config.metrics:
+        if metric.name not in METRICS:
+            options += ["--metric", metric.name]
     if config.model and config.model != run.manifest.model:
         options += ["--model", config.model]
     rounds = sorted({r for row in analysis.rows for r in rounds_of(row)})

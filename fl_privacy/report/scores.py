@@ -13,7 +13,7 @@ from fl_privacy.metrics.statistics import (
     finite,
     mean_interval,
     quartiles,
-    wilson,
+    share_interval,
 )
 from fl_privacy.results import MetricInfo, ResultConfig, ResultSet
 
@@ -97,21 +97,32 @@ def defenses(found: Sequence[Analysis]) -> list[str | None]:
 
 
 def baseline_of(analysis: Analysis, found: Sequence[Analysis]) -> Analysis | None:
-    """The baseline run of the same task that treated most of the same targets.
+    """The baseline run of the same task that guesses best and treated the same targets.
 
-    Of equals the one that the same code computed, then the first.
+    A mean image before a constant one, since it is the better guess; then the one with most
+    of these targets, of these metrics, and then the one that the same code computed.
     """
     keys = {row["key"] for row in analysis.rows}
     guesses = [a for a in found if a.is_baseline and a is not analysis]
 
-    def fits(a: Analysis) -> tuple[bool, int, bool]:
+    def fits(a: Analysis) -> tuple[bool, bool, bool, int, int, bool]:
+        shared = len(keys & {row["key"] for row in a.rows})
         return (
             a.config.task == analysis.config.task,
-            len(keys & {row["key"] for row in a.rows}),
+            shared > 0,
+            guesses_mean(a),
+            shared,
+            len({m.name for m in a.config.metrics} & {m.name for m in analysis.config.metrics}),
             a.config.code_digest == analysis.config.code_digest,
         )
 
     return max(guesses, key=fits, default=None)
+
+
+def guesses_mean(analysis: Analysis) -> bool:
+    """Whether a baseline answered with a mean image: it held data and was not told otherwise."""
+    held = analysis.config.threat_model.get("auxiliary")
+    return bool(held) and analysis.config.settings.get("guess") != "constant"
 
 
 def paired(mine: Rows, baseline: Rows, metric: MetricInfo) -> list[tuple[float, float]]:
@@ -122,17 +133,21 @@ def paired(mine: Rows, baseline: Rows, metric: MetricInfo) -> list[tuple[float, 
 
 
 def gain(pairs: Sequence[tuple[float, float]], metric: MetricInfo) -> Interval:
-    """Mean paired difference to the baseline, in the metric's unit; positive leaks more."""
+    """Mean paired difference to the baseline, in the metric's unit; positive leaks more.
+
+    The difference of two shares lies in [-1, 1] and so does its interval.
+    """
     sign = 1.0 if metric.higher_is_leakier else -1.0
-    return mean_interval(sign * (score - other) for score, other in pairs)
+    differences = [sign * (score - other) for score, other in pairs]
+    if not metric.is_share:
+        return mean_interval(differences)
+    half = share_interval((1 + d) / 2 for d in differences)
+    return Interval(2 * half.mean - 1, 2 * half.low - 1, 2 * half.high - 1, half.n)
 
 
 def interval_of(values: Sequence[float | None], metric: MetricInfo) -> Interval:
-    """Mean with its 95 % interval: Wilson's for a share of yes and no, else Student's t."""
-    numbers = finite(values)
-    if metric.unit.startswith("share") and set(numbers.tolist()) <= {0.0, 1.0}:
-        return wilson(float(numbers.sum()), len(numbers))
-    return mean_interval(numbers.tolist())
+    """Mean with its 95 % interval: inside [0, 1] for shares, else Student's t."""
+    return share_interval(values) if metric.is_share else mean_interval(values)
 
 
 def score(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fl_privacy.component import parse
 from fl_privacy.metrics.statistics import Interval, Quartiles
 from fl_privacy.report.reading import Run
 from fl_privacy.report.scores import Analysis, Score
@@ -31,7 +32,7 @@ def number(value: float, metric: MetricInfo, *, signed: bool = False) -> str:
     """A value in its metric's usual precision; a dash when there is none."""
     if not math.isfinite(value):
         return "–"
-    digits = 1 if metric.unit == "dB" else 3 if metric.name == "mse" else 2
+    digits = 1 if metric.unit == "dB" else 3 if metric.name in ("mse", "lpips") else 2
     return f"{value:{'+' if signed else ''}z.{digits}f}".replace("-", "−")
 
 
@@ -50,8 +51,15 @@ def spread(value: Quartiles, metric: MetricInfo) -> str:
     return " / ".join(number(v, metric) for v in (value.lower, value.median, value.upper))
 
 
+def metric_settings(metric: MetricInfo) -> str:
+    """``gallery 'fashion-mini', size 600``; empty for a metric without settings."""
+    _, settings = parse(metric.spec)
+    return ", ".join(f"{plain(name)} {value!r}" for name, value in settings.items())
+
+
 def metric_name(name: str) -> str:
-    """``PSNR`` for ``psnr``, ``label accuracy`` for ``label_accuracy``."""
+    """``PSNR`` for ``psnr``, ``label accuracy`` for ``label_accuracy``; without settings."""
+    name = name.partition("(")[0]
     return name.upper() if len(name) <= 5 else plain(name)
 
 

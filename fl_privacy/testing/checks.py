@@ -144,6 +144,9 @@ def check_metric(metric: Metric) -> None:
         ),
         "the truths were changed; a metric is pure",
     )
+    if metric.unit.startswith("share"):
+        inside = bool(((scores >= 0) & (scores <= 1) | scores.isnan()).all())
+        _expect(inside, f"a unit that begins with 'share' means values in [0, 1], got {scores}")
     if metric.set_level or not bool(scores.isfinite().all()):
         return
     gain = scores.mean() - metric.score(wrong, truths).mean()

@@ -13,6 +13,7 @@ from clients.defenses.gaussian_noise import GaussianNoise
 from clients.defenses.per_sample_clipping import PerSampleClipping
 from fl_privacy import component
 from fl_privacy.component import Component
+from fl_privacy.metrics.preparing import Preparing
 from fl_privacy.testing import check_adversary, check_defense, check_layer_metric, check_metric
 from fl_privacy.types import (
     Failure,
@@ -178,8 +179,10 @@ class Closeness(Component):
 
 def test_metrics_are_held_to_their_contract() -> None:
     check_metric(Closeness())
-    for name in component.BUILT_IN["metrics"]:
-        check_metric(component.create("metrics", name))
+    built_in = [component.create("metrics", name) for name in component.BUILT_IN["metrics"]]
+    for metric in built_in:
+        if not isinstance(metric, Preparing):  # those are checked, prepared, in tests of their own
+            check_metric(metric)
     for fault, reason in (
         ("spoils", "a metric is pure"),
         ("direction", "higher_is_leakier"),

@@ -50,6 +50,31 @@ def test_a_share_that_is_always_one_is_not_certain() -> None:
     assert always.low < 0.9
 
 
+def test_intervals_of_shares_and_of_their_differences_stay_in_range() -> None:
+    values = [1.0, 0.75, 1.0, 1.0, 1.0]
+    assert mean_interval(values).high > 1  # which is why Student's t will not do
+    assert interval_of(values, LABELS).high <= 1
+    always = gain([(1.0, 0.0)] * 5, LABELS)
+    assert (always.mean, always.high) == (1.0, 1.0)
+    assert 0 < always.low < 1
+    mixed = gain([(1.0, 0.0), (1.0, 0.25), (1.0, 0.0)], LABELS)
+    assert mixed.mean == pytest.approx(11 / 12)
+    assert -1 <= mixed.low < mixed.mean < mixed.high <= 1
+
+
+def test_a_metric_is_named_without_its_settings_which_are_told_apart() -> None:
+    spec = "identifiability(gallery='fashion-mini', size=600)"
+    info = MetricInfo(
+        name="identifiability(size=900)",
+        unit="share of images",
+        higher_is_leakier=True,
+        spec=spec,
+    )
+    assert words.metric_name(info.name) == "identifiability"
+    assert words.metric_settings(info) == "gallery 'fashion-mini', size 600"
+    assert words.metric_settings(LABELS) == ""
+
+
 @given(low=st.floats(-50, 50), width=st.floats(0.1, 20))
 def test_the_verdict_follows_the_interval_and_never_says_private(low: float, width: float) -> None:
     said = words.verdict(Interval(low + width / 2, low, low + width, 8), PSNR)
