@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adversaries.batch_statistics import deviation, observed_statistics
-from adversaries.differentiability import check_differentiable
+from adversaries.differentiability import check_differentiable, twice_differentiable_kernels
 from adversaries.matching import Batch, Chunk, attack_chunks, box, lane_draws, make_batch
 from adversaries.objectives import total_variation
 from adversaries.parts import select
@@ -127,15 +127,20 @@ class GradientMatching(Component):
             return
         width = self.width or self.plan_width(observations, device=device)
         total = self.iterations * len(observations)
+        passed: set[object] = set()
 
         def solve(chunk: Chunk) -> list[Reconstruction]:
-            check_differentiable(chunk.model, chunk.observation.task)
+            network = (chunk.observation.model, chunk.observation.local_training)
+            if network not in passed:
+                check_differentiable(chunk.model, chunk.observation.task)
+                passed.add(network)
             before, together = self.iterations * chunk.done, len(chunk.targets)
 
             def advance(iteration: int, losses: Tensor) -> None:
                 progress(before + iteration * together, total, loss=losses.mean())
 
-            return self.solve(chunk, width=width, seed=seed, device=device, advance=advance)
+            with twice_differentiable_kernels():
+                return self.solve(chunk, width=width, seed=seed, device=device, advance=advance)
 
         yield from attack_chunks(observations, width, solve, self.prepare)
 

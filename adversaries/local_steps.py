@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn import functional as F
 
+from adversaries.convolution import with_fast_convolutions
 from fl_privacy.types import LocalTraining, Tensors
 
 
@@ -129,7 +130,7 @@ def skeleton(model: nn.Module, training: LocalTraining) -> nn.Module:
     Activations whose kernels round differently at the end of an array are written
     differently (`STEADY`), so that a target's bits do not depend on its place in a batch.
     """
-    model = steadied(copy.deepcopy(model).eval())
+    model = with_fast_convolutions(steadied(copy.deepcopy(model).eval()))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     if training.batch_norm == "train":
@@ -159,10 +160,16 @@ def elu(x: Tensor, alpha: float) -> Tensor:
     return torch.where(x > 0, x, alpha * torch.expm1(x.clamp(max=0)))
 
 
+def hardsigmoid(x: Tensor) -> Tensor:
+    """``min(max(x + 3, 0), 6) / 6``; PyTorch's own has no second derivative."""
+    return F.relu6(x + 3) / 6
+
+
 STEADY: Mapping[type[nn.Module], Callable[[Any], Callable[[Tensor], Tensor]]] = {
     nn.Sigmoid: lambda _: sigmoid,
     nn.SiLU: lambda _: lambda x: x * sigmoid(x),
     nn.ELU: lambda module: lambda x: elu(x, module.alpha),
+    nn.Hardsigmoid: lambda _: hardsigmoid,
 }
 """PyTorch computes the last few elements of an array by other instructions than the rest,
 which for these activations gives other last bits. (`nn.Softplus`, `nn.Mish`, `nn.SELU` and
