@@ -7,78 +7,168 @@ the sample's representation.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from fl_privacy.types import Task, Tensors
+from adversaries.reference import Reference, reference
+from fl_privacy.types import Samples, Task, Tensors
+
+RIDGE = 0.1
+"""Penalty of `mean_outputs`, in units of the references' variance."""
+ROUNDS = 10
 
 
-def classifier(model: nn.Module, classes: int) -> tuple[str, str | None] | None:
-    """Names of the weight and bias of the last linear layer with one row a class."""
+@dataclass(frozen=True)
+class Evidence:
+    """What the classifier's gradient tells, in float64.
+
+    ``slopes [classes]`` are ``mean_i (softmax(z_i) - y_i)``: the bias gradient, or an
+    estimate of it. ``rows [classes, features]`` is the weight gradient, None if withheld.
+    """
+
+    slopes: Tensor
+    rows: Tensor | None
+
+
+def classifier(model: nn.Module, classes: int) -> str | None:
+    """Name of the last linear layer with one row a class."""
     heads = [
-        (f"{name}.weight".lstrip("."), f"{name}.bias".lstrip(".") if m.bias is not None else None)
+        name
         for name, m in model.named_modules()
         if isinstance(m, nn.Linear) and m.out_features == classes
     ]
     return heads[-1] if heads else None
 
 
-def class_evidence(gradient: Tensors, model: nn.Module, task: Task) -> Tensor | None:
-    """One number a class, the smaller the more present: bias gradient, else weight row sums.
+def infer_labels(
+    gradient: Tensors,
+    model: nn.Module,
+    state: Tensors,
+    task: Task,
+    images: int,
+    auxiliary: Samples | None = None,
+) -> Tensor:
+    """Labels ``[images]`` of the batch behind ``gradient``, in ascending order.
 
-    Row sums carry the sign of the bias gradient when the representation is not
-    negative (after ReLU or sigmoid). None when the layer is withheld or unknown.
+    One sample: `single_label`, exact. More: `count_labels` on `mean_outputs`, for which the
+    network with ``state`` is run on auxiliary data, or on noise without. Without any
+    evidence the classes are taken in turn, which is a guess.
+
+    Share of batches with all counts right on untrained networks (Fashion-MNIST, 2 of 10
+    classes a client, 16 batches each): all up to 16 images, and at 32 all on mlp and 94 %
+    on lenet-zhu, one image being off. Without the bias the same on lenet-zhu; on mlp, whose
+    representations vary in length, all / 94 / 94 / 56 / 31 % for 2 / 4 / 8 / 16 / 32
+    images, and with auxiliary data all, and 75 % at 32.
     """
     head = classifier(model, task.classes)
-    if head is None:
-        return None
-    weight, bias = head
-    if bias is not None and bias in gradient:
-        return gradient[bias].double()
-    return gradient[weight].double().sum(1) if weight in gradient else None
+    weight, bias = (f"{head}.{own}".lstrip(".") for own in ("weight", "bias"))
+    rows = gradient[weight].double() if weight in gradient else None
+    slopes = gradient[bias].double() if bias in gradient else None
+    if head is None or (rows is None and slopes is None):
+        return (torch.arange(images) % task.classes).sort().values
+    if images == 1 and (slopes is not None or task.classes > 2):
+        return single_label(slopes, rows)
+    known = reference(model, state, task, head, auxiliary)
+    if slopes is None:
+        assert rows is not None
+        slopes = rows @ unit_functional(known.representations)
+    evidence = Evidence(slopes, rows)
+    return count_labels(slopes, mean_outputs(evidence, known, images), images)
 
 
-def idlg_label(evidence: Tensor) -> Tensor:
-    """The label of a single sample: the only class whose logit gradient is negative.
+def single_label(slopes: Tensor | None, rows: Tensor | None) -> Tensor:
+    """The label of a single sample, exact; shape ``[1]``.
 
-    ``softmax(z)_c - [c = y]`` is negative at ``c = y`` alone (Zhao et al., "iDLG",
-    2020, section 3.1), so this is exact for one sample. Shape ``[1]``.
+    ``softmax(z)_c - [c = y]`` is negative at ``c = y`` alone (Zhao et al., "iDLG", 2020,
+    section 3.1), and as these numbers add up to zero it is the largest there: with more
+    than two classes the longest row of the weight gradient tells the label whatever the
+    sign of the representation, which the paper takes to be positive.
     """
-    return evidence.argmin().view(1)
+    if slopes is not None:
+        return slopes.argmin(dim=0, keepdim=True)
+    assert rows is not None
+    return rows.square().sum(1).argmax(dim=0, keepdim=True)
 
 
-def count_labels(evidence: Tensor, prior: Tensor, images: int) -> Tensor:
+def unit_functional(representations: Tensor) -> Tensor:
+    """``v [features]`` with ``representations [n, features] @ v`` close to one everywhere.
+
+    Rows of the weight gradient times ``v`` then stand in for a bias gradient that is absent
+    or withheld. Ridge regression in its dual form. (Wainakh et al., "User-Level Label
+    Leakage", PoPETs 2022, scale the row sums by one estimated factor, which is this with
+    equal entries.)
+    """
+    gram = representations @ representations.T
+    ridge = 1e-3 * gram.trace() / representations.shape[1]
+    ones = gram.new_ones(len(gram))
+    found: Tensor = representations.T @ torch.linalg.solve(
+        gram + ridge * torch.eye(len(gram), dtype=gram.dtype), ones
+    )
+    return found
+
+
+def mean_outputs(evidence: Evidence, known: Reference, images: int) -> Tensor:
+    """Estimate of the batch's mean softmax output ``[classes]``.
+
+    The references' logits are moved to the batch's mean representation, which the rows
+    give away (proposition 3.1 of Geiping et al., NeurIPS 2020, for one image). A class
+    without samples shows its mean output, ``slopes_c``, and how it varies with the logits,
+    ``rows_c``; those of the other classes are regressed on them over the references, as
+    control variates are. Which classes have samples follows from the estimate, and is
+    settled by repeating.
+    """
+    slopes, logits, moments = evidence.slopes, known.logits, None
+    if evidence.rows is not None:
+        center = slopes @ evidence.rows / slopes.square().sum().clamp(min=1e-300)
+        middle = center @ known.weight.T
+        logits = logits - logits.mean(0) + middle + known.bias
+        moments = evidence.rows @ known.weight.T - slopes[:, None] * middle
+    outputs = logits.softmax(1)
+    estimate, settled = outputs.mean(0), torch.ones_like(slopes, dtype=torch.bool)
+    for _ in range(ROUNDS):
+        present = (estimate - slopes) * images > 0.5
+        if not present.any():
+            present = slopes <= slopes.min()
+        if present.equal(settled):
+            break
+        settled, estimate = present, regressed(outputs, logits, slopes, moments, present)
+    return estimate
+
+
+def regressed(
+    outputs: Tensor, logits: Tensor, slopes: Tensor, moments: Tensor | None, present: Tensor
+) -> Tensor:
+    """Mean outputs ``[classes]``, given those of the classes that are not ``present``."""
+    absent = ~present
+    features, seen = outputs[:, absent], slopes[absent]
+    if moments is not None:
+        varied = features[:, :, None] * (logits - logits.mean(0))[:, None]
+        features = torch.cat([features, varied.flatten(1)], 1)
+        seen = torch.cat([seen, moments[absent].flatten()])
+    scale = features.std(0) + 1e-12
+    standard, shift = (features - features.mean(0)) / scale, (seen - features.mean(0)) / scale
+    gram = standard.T @ standard / len(standard)
+    gram = gram + RIDGE * torch.eye(len(gram), dtype=gram.dtype)
+    targets = outputs[:, present]
+    slope = torch.linalg.solve(gram, standard.T @ (targets - targets.mean(0)) / len(standard))
+    estimate = slopes.clone()
+    estimate[present] = (targets.mean(0) + shift @ slope).clamp(min=1e-6)
+    estimate[present] *= (1 - slopes[absent].sum()).clamp(min=1e-6) / estimate[present].sum()
+    return estimate
+
+
+def count_labels(slopes: Tensor, outputs: Tensor, images: int) -> Tensor:
     """The labels of ``images`` samples, repeated classes included; shape ``[images]``.
 
-    ``counts = images * (prior - evidence)`` with ``prior [classes]`` standing for the
+    ``counts = images * (outputs - slopes)`` with ``outputs [classes]`` standing for the
     mean softmax output, scaled and rounded by largest remainder so that they add up.
     """
-    counts = (prior - evidence).clamp(min=0)
-    counts = counts if counts.sum() > 0 else prior  # no class stands out
+    counts = (outputs - slopes).clamp(min=0)
+    counts = counts if counts.sum() > 0 else outputs  # no class stands out
     counts = counts * (images / counts.sum())
     whole = counts.floor()
     missing = images - int(whole.sum())
     whole[(counts - whole).argsort(descending=True, stable=True)[:missing]] += 1
     return torch.repeat_interleave(torch.arange(len(whole)), whole.long())
-
-
-def infer_labels(
-    gradient: Tensors, model: nn.Module, state: Tensors, task: Task, images: int
-) -> Tensor:
-    """Labels ``[images]`` of the batch behind ``gradient``, in ascending order.
-
-    One sample: `idlg_label`. More: `count_labels`, which needs the bias gradient; the
-    prior is the network's mean output on normalized noise. Without any evidence the
-    classes are taken in turn, which is a guess.
-    """
-    evidence = class_evidence(gradient, model, task)
-    if evidence is None:
-        return (torch.arange(images) % task.classes).sort().values
-    if images == 1:
-        return idlg_label(evidence)
-    noise = torch.randn(64, *task.input_shape, generator=torch.Generator().manual_seed(0))
-    known = {n for n, _ in [*model.named_parameters(), *model.named_buffers()]}
-    with torch.no_grad():
-        outputs = functional_call(model, {n: t for n, t in state.items() if n in known}, (noise,))
-    return count_labels(evidence, outputs.double().softmax(1).mean(0), images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -106,6 +107,16 @@ def check_linked(observation: Observation, training: LocalTraining) -> None:
         )
 
 
+def halfway(exchange: Exchange, seen: Iterable[str], steps: int) -> dict[str, Tensor]:
+    """Parameters in the middle of several local steps, where the mean gradient belongs.
+
+    Those of one step are as sent, and so are those whose update is not ``seen``.
+    """
+    share = 0.5 if steps > 1 else 0.0
+    moved = {n: exchange.parameters[n] + share * exchange.update[n] for n in seen}
+    return {**exchange.parameters, **moved}
+
+
 def prepare(observation: Observation, model: nn.Module, *, unrolled: bool = True) -> Target:
     """What was seen of a target, and its labels, which are inferred unless granted.
 
@@ -130,8 +141,10 @@ def prepare(observation: Observation, model: nn.Module, *, unrolled: bool = True
     labels = observation.labels
     if labels is None:
         first = observation.exchanges[0]
-        state = {**first.parameters, **first.buffers}
         steps = taken if unrolled else 1
         mean = {n: torch.stack([one[n] for one in seen]).mean(0) / steps for n in seen[0]}
-        labels = infer_labels(mean, model, state, observation.task, sum(members))
+        state = {**halfway(first, seen[0], taken), **first.buffers}
+        labels = infer_labels(
+            mean, model, state, observation.task, sum(members), observation.auxiliary
+        )
     return Target(observation.key, seen, labels[: sum(members)])

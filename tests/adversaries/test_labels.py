@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,8 +7,19 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from adversaries.labels import class_evidence, classifier, count_labels, idlg_label, infer_labels
+from adversaries.labels import (
+    Evidence,
+    classifier,
+    count_labels,
+    infer_labels,
+    mean_outputs,
+    single_label,
+    unit_functional,
+)
+from adversaries.reference import COUNT, evenly, noise, reference
+from fl_privacy import component
 from fl_privacy.testing.toys import TASK, toy_model, toy_samples
+from fl_privacy.types import Task
 
 
 def gradient_of(
@@ -18,25 +31,36 @@ def gradient_of(
 
 
 @pytest.mark.parametrize("label", range(4))
-@pytest.mark.parametrize("bias", [True, False])
-def test_idlg_is_exact_for_one_sample(label: int, bias: bool) -> None:
+@pytest.mark.parametrize("activation", [nn.Sigmoid, nn.ReLU, nn.Tanh])
+@pytest.mark.parametrize("seen", ["bias", "rows"])
+def test_one_label_is_exact_whatever_the_sign_of_the_representation(
+    label: int, activation: type[nn.Module], seen: str
+) -> None:
     torch.manual_seed(label)
-    model = nn.Sequential(
-        nn.Flatten(), nn.Linear(36, 16), nn.Sigmoid(), nn.Linear(16, 4, bias=bias)
-    )
+    bias = seen == "bias"
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), activation(), nn.Linear(16, 4, bias))
+    for i in range(8):
+        gradient = gradient_of(model, toy_samples(8).inputs[i : i + 1], torch.tensor([label]))
+        assert infer_labels(gradient, model, dict(model.state_dict()), TASK, 1).tolist() == [label]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_label_of_two_classes_without_a_bias(label: int) -> None:
+    """Both rows are equally long then, and the references' sign decides."""
+    two = TASK.model_copy(update={"classes": 2})
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Sigmoid(), nn.Linear(16, 2, False))
     gradient = gradient_of(model, toy_samples(1).inputs, torch.tensor([label]))
-    state = dict(model.state_dict())
-    assert infer_labels(gradient, model, state, TASK, 1).tolist() == [label]
+    assert infer_labels(gradient, model, dict(model.state_dict()), two, 1).tolist() == [label]
 
 
 def test_only_the_true_class_has_a_negative_logit_gradient() -> None:
     model, samples = toy_model(), toy_samples(20)
     for i in range(20):
         gradient = gradient_of(model, samples.inputs[i : i + 1], samples.labels[i : i + 1])
-        evidence = class_evidence(gradient, model, TASK)
-        assert evidence is not None
-        assert (evidence < 0).nonzero().flatten().tolist() == [samples.labels[i]]
-        assert idlg_label(evidence).tolist() == [samples.labels[i]]
+        slopes = gradient["3.bias"]
+        assert (slopes < 0).nonzero().flatten().tolist() == [samples.labels[i]]
+        assert single_label(slopes, None).tolist() == [samples.labels[i]]
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40))
@@ -83,6 +107,91 @@ def test_without_evidence_the_labels_are_a_guess() -> None:
 
 
 def test_the_classifier_is_the_last_linear_layer_with_a_row_a_class() -> None:
-    assert classifier(toy_model(), 4) == ("3.weight", "3.bias")
-    assert classifier(nn.Linear(36, 4, bias=False), 4) == ("weight", None)
+    assert classifier(toy_model(), 4) == "3"
+    assert classifier(nn.Linear(36, 4, bias=False), 4) == ""
     assert classifier(nn.Conv2d(1, 4, 3), 4) is None
+
+
+DATA = component.create("datasets", "fashion-mini")
+PICTURES = DATA.load("train")
+
+
+def client_gradient(
+    spec: str, images: int, classes: int, seed: int
+) -> tuple[nn.Module, dict[str, torch.Tensor], list[int]]:
+    """A network, the gradient of a client that holds some classes only, and its labels."""
+    draw = torch.Generator().manual_seed(seed)
+    own = torch.randperm(10, generator=draw)[:classes]
+    pool = torch.isin(PICTURES.labels, own).nonzero().flatten()
+    chosen = pool[torch.randperm(len(pool), generator=draw)[:images]]
+    model = component.create("models", spec).build(DATA.task(), seed=seed)
+    outputs = model(DATA.task().normalize(PICTURES.inputs[chosen]))
+    loss = F.cross_entropy(outputs, PICTURES.labels[chosen])
+    names = [n for n, _ in model.named_parameters()]
+    gradient = dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+    return model, gradient, sorted(PICTURES.labels[chosen].tolist())
+
+
+@pytest.mark.parametrize("spec", ["lenet-zhu", "mlp"])
+@pytest.mark.parametrize("images", [2, 4, 8, 16, 32])
+def test_counts_of_two_class_clients_are_exact_on_untrained_networks(
+    spec: str, images: int
+) -> None:
+    for seed in range(2):
+        model, gradient, labels = client_gradient(spec, images, 2, seed)
+        state = dict(model.state_dict())
+        assert infer_labels(gradient, model, state, DATA.task(), images).tolist() == labels
+
+
+@pytest.mark.parametrize("spec", ["lenet-zhu", "mlp"])
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_without_the_bias_the_rows_miss_one_image_in_sixteen_at_most(
+    spec: str, auxiliary: bool
+) -> None:
+    held = DATA.load("test") if auxiliary else None
+    model, gradient, labels = client_gradient(spec, 16, 2, 0)
+    del gradient["classifier.bias"]
+    found = infer_labels(gradient, model, dict(model.state_dict()), DATA.task(), 16, held)
+    counts = [torch.bincount(torch.as_tensor(each), minlength=10) for each in (found, labels)]
+    assert torch.minimum(*counts).sum() >= 15
+
+
+def test_all_samples_alike_make_every_estimate_exact() -> None:
+    """With one representation the mean output is its softmax and the functional is exact."""
+    task, draw = DATA.task(), torch.Generator().manual_seed(0)
+    model = component.create("models", "mlp(hidden=(16,))").build(task, seed=0)
+    known = reference(model, dict(model.state_dict()), task, "classifier", None)
+    hidden = torch.rand(16, generator=draw, dtype=torch.float64)
+    truth = (known.weight @ hidden + known.bias).softmax(0)
+    counts = torch.tensor([5, 0, 0, 7, 0, 1, 0, 0, 3, 0], dtype=torch.float64)
+    slopes = truth - counts / 16
+    evidence = Evidence(slopes, slopes[:, None] * hidden)
+    wide = replace(known, logits=1e-9 * known.logits)  # references that do not vary either
+    torch.testing.assert_close(mean_outputs(evidence, wide, 16), truth, rtol=1e-4, atol=1e-4)
+
+
+def test_the_unit_functional_is_one_on_what_it_was_made_of() -> None:
+    draw = torch.Generator().manual_seed(0)
+    representations = torch.rand(40, 64, generator=draw, dtype=torch.float64) + 0.5
+    values = representations @ unit_functional(representations)
+    assert (values - 1).abs().max() < 0.02
+    assert (3 * representations @ unit_functional(3 * representations) - values).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 5), (2, 40), (7,)])
+def test_noise_fits_every_kind_of_input_and_stays_in_range(shape: tuple[int, ...]) -> None:
+    channels = shape[0]
+    task = Task(input_shape=shape, classes=2, mean=(0.2,) * channels, std=(0.4,) * channels)
+    pixels = task.denormalize(noise(task))
+    assert pixels.shape == (COUNT, *shape)
+    assert pixels.min() >= -1e-6
+    assert pixels.max() <= 1 + 1e-6
+    assert pixels.flatten(1).mean(1).std() > 0.05  # of varying brightness, unlike white noise
+    assert torch.equal(noise(task), noise(task))
+
+
+def test_auxiliary_data_is_taken_from_all_of_it() -> None:
+    assert evenly(torch.arange(5)).tolist() == [0, 1, 2, 3, 4]
+    chosen = evenly(torch.arange(10_000))
+    assert len(chosen) == COUNT
+    assert chosen[[0, -1]].tolist() == [0, 9_999]
