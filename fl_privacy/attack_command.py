@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,19 @@ from pydantic import ValidationError
 from rich import box
 from rich.console import Console, Group
 from rich.table import Table
-from torch import nn
 
 from fl_privacy import component
 from fl_privacy.analysis import AnalysisError, Plan, execute, prepare
 from fl_privacy.attack_progress import attack_progress
 from fl_privacy.baseline_job import prepare_baseline
 from fl_privacy.component import ComponentError, describe
+from fl_privacy.custom_model import custom_model
 from fl_privacy.printable import printable
 from fl_privacy.report import words
 from fl_privacy.report.scores import Analysis, Score, analyses, defenses, score
 from fl_privacy.results import ResultSet
 from fl_privacy.threat_model import ThreatModel
-from fl_privacy.types import ModelFactory, Task
+from fl_privacy.types import Task
 
 
 def attack(
@@ -64,7 +63,8 @@ def group_table(columns: Sequence[Analysis], defense: str | None) -> Table:
     metrics = columns[0].config.metrics
     table.add_column("mean, 95 % interval", overflow="fold")
     for metric in metrics:
-        table.add_column(printable(f"{metric.name}\n{metric.unit}"), justify="right")
+        head = printable(f"{words.plain(metric.name)}\n{metric.unit}")
+        table.add_column(head, justify="right", overflow="fold")
     for column in columns:
         lines = [score(column, defense, metric, None) for metric in metrics]
         scored = max(line.interval.n for line in lines)
@@ -154,23 +154,3 @@ def adversary_spec(name: str, pairs: Sequence[str]) -> str:
         given[key.strip()] = value.strip()
     adversary = component.create("adversaries", name, given)
     return component.spec_of("adversaries", adversary)
-
-
-def custom_model(path: str) -> ModelFactory:
-    """The model factory a user typed as ``package.module:factory``.
-
-    Raises:
-        AnalysisError: it cannot be imported, or does not return a module.
-    """
-    module, colon, name = path.partition(":")
-    if not colon:
-        raise AnalysisError(f"--model expects package.module:factory, got {path!r}")
-    try:
-        factory = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise AnalysisError(
-            f"cannot import {path!r}: {error}; is its folder on PYTHONPATH?"
-        ) from None
-    if not callable(factory) or not isinstance(factory(), nn.Module):
-        raise AnalysisError(f"{path} does not return a torch.nn.Module when called")
-    return factory  # type: ignore[no-any-return]

@@ -93,10 +93,11 @@ def share_interval(values: Iterable[float | None]) -> Interval:
     """Mean of values in [0, 1] with a 95 % interval inside [0, 1]; a value is one target's share.
 
     Zeros and ones alone: `wilson`. Otherwise Wilson's bounds for the number of trials that
-    would vary as much as the mean of the values does, times ``(z / t)^2`` for the few values
-    that is estimated from (Korn and Graubard, *Survey Methodology* 24, 1998). Values that
-    are all equal to ``c`` show no variance: another value then differs with a probability
-    below Wilson's bound ``u`` of 0 out of n, so their mean lies in ``(1 - u) c + [0, u]``.
+    would vary as much as the mean of the values does (Franco et al., *J. Survey Statistics
+    and Methodology* 7, 2019), times ``(z / t)^2`` for the few values that is estimated from
+    (Korn and Graubard, *Survey Methodology* 24, 1998). Values that are all equal to ``c``
+    show no variance: another value then differs with a probability below Wilson's bound
+    ``u`` of 0 out of n, so their mean lies in ``(1 - u) c + [0, u]``.
 
     Raises:
         ValueError: a value outside [0, 1].

@@ -164,7 +164,7 @@ def _psnr(analysis: Analysis, defense: str | None) -> Score:
 def table(found: Sequence[Analysis], defense: str | None) -> dict[str, Any]:
     """The scores of one defense group, as text."""
     lines = scores(found, defense)
-    guesses = [a for a in found if a.is_baseline]
+    several = sum(a.is_baseline for a in found) > 1
     compared = [baseline_of(a, found) for a in found if a.of(defense) and not a.is_baseline]
     return {
         "title": words.group_title(defense),
@@ -172,7 +172,7 @@ def table(found: Sequence[Analysis], defense: str | None) -> dict[str, Any]:
             {
                 "label": a.label,
                 "baseline": a.is_baseline,
-                "compared": len(guesses) > 1 and a in compared,
+                "compared": several and any(a is other for other in compared),
                 "oracle": a.config.oracle,
                 "lines": [_line(line) for line in lines if line.analysis is a],
             }

@@ -13,11 +13,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
 
 from fl_privacy.report import ReportError, write_report
+from fl_privacy.report.reading import read_run
+from fl_privacy.report.scores import baseline_of
 from fl_privacy.results import ResultConfig
 from fl_privacy.threat_model import ThreatModel
 from fl_privacy.types import LocalTraining, Samples, Task
@@ -85,6 +89,70 @@ def test_headline_tables_and_pictures_of_a_defended_audit(synthetic_run: MakeRun
     assert len(page.values("img", "src")) == 8 * 3
     assert all(v.startswith("data:image/png;base64,") for v in page.values("img", "src"))
     assert all(page.values("img", "alt"))
+
+
+CONSTANT: dict[str, Any] = {
+    "adversary": "baseline(guess='constant')",
+    "settings": {"guess": "constant"},
+}
+
+
+@pytest.mark.parametrize("mean_first", [True, False])
+def test_of_several_guesses_the_mean_image_is_the_baseline(
+    synthetic_run: MakeRun, mean_first: bool
+) -> None:
+    def dark(i: int, target: Any) -> Tensor:
+        return torch.zeros_like(target.truth.inputs)
+
+    def some(i: int, target: Any) -> Tensor | str:
+        return gray(i, target) if i % 2 else "not attacked"
+
+    run = synthetic_run()
+    run.add_results("gradient_similarity", near)
+    guesses: list[tuple[Any, dict[str, Any]]] = [
+        (some, {"settings": {"guess": "auto"}}),
+        (dark, CONSTANT),
+    ]
+    for guess, how in guesses if mean_first else guesses[::-1]:
+        run.add_results("baseline", guess, **how)
+    found = read_run(run.path).analyses
+    (attack,) = [a for a in found if not a.is_baseline]
+    assert [a.config.adversary for a in found if a.is_baseline] == [
+        "baseline",
+        "baseline(guess='constant')",
+    ]
+    chosen = baseline_of(attack, found)
+    assert chosen is not None
+    assert chosen.config.adversary == "baseline"
+    page = read(run.path)
+    assert page.words.count("baseline · the baseline of the gains") == 2  # one a defense group
+    assert page.words.count("the baseline of the gains") == 2
+    assert "fl-privacy attack" in page.words
+    assert "--adversary 'baseline(guess='\"'\"'constant'\"'\"')'" in page.words
+    assert "guessed a constant picture" not in page.words
+
+
+def test_one_guess_needs_no_mark_and_more_scores_are_in_the_command(
+    synthetic_run: MakeRun,
+) -> None:
+    run = synthetic_run()
+    folder = run.add_results("gradient_similarity", near)
+    run.add_results("baseline", gray)
+    config = json.loads((folder / "config.json").read_text())
+    spec = "identifiability(gallery='digits', size=30)"
+    share = {"name": "identifiability", "unit": "share of images", "higher_is_leakier": True}
+    config["metrics"].append({**share, "spec": spec})
+    (folder / "config.json").write_text(json.dumps(config))
+    for chunk in (folder / "chunks").glob("*.parquet"):
+        table = pq.read_table(chunk)
+        column = pa.array([1.0] * len(table), pa.float64())
+        pq.write_table(table.append_column("identifiability", column), chunk)
+    page = read(run.path)
+    assert "the baseline of the gains" not in page.words
+    assert "identifiability share of images, higher leaks more gallery 'digits', size 30" in (
+        " ".join(re.sub("<[^>]*>", " ", unescape(page.html)).split())
+    )
+    assert "--metric identifiability" in page.words
 
 
 def test_asks_no_other_host_and_runs_no_script(synthetic_run: MakeRun) -> None:
