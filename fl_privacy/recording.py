@@ -21,9 +21,8 @@ from fl_privacy.recording_format import (
     Reply,
     Schema,
     TensorSpec,
-    check_fits,
-    match_names,
 )
+from fl_privacy.recording_names import check_fits, match_names
 from fl_privacy.recording_reader import Recording
 from fl_privacy.recording_writer import RecordingWriter
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Literal
 from uuid import uuid4
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.numpy import save
-from torch import Tensor, nn
+from torch import nn
 
 from fl_privacy.types import LocalTraining, Task
 
@@ -54,7 +55,7 @@ class Manifest(BaseModel):
 
     format_version: int = FORMAT_VERSION
     id: str = Field(default_factory=lambda: uuid4().hex)
-    created: str
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     model: str | None = None
     dataset: str | None = None
     task: Task | None = None
@@ -229,52 +230,3 @@ def line_of(entry: Entry) -> bytes:
                 f"bytes, expected at most {LINE_BYTES}; use a shorter node name"
             )
         status = status[: min(len(status) - 1, LINE_BYTES)]
-
-
-def match_names(state_dict: Mapping[str, Tensor], schema: Schema) -> dict[str, str]:
-    """Recorded name -> name in ``state_dict``.
-
-    Equal names match. A recording of legacy arrays, which have no names (``0, 1, ...``),
-    is matched by order, with every shape checked.
-
-    Raises:
-        RecordingError: the first tensor that does not fit, expected and got.
-    """
-    legacy = schema.names == tuple(str(i) for i in range(len(schema.names)))
-    if not legacy or set(schema.names) <= set(state_dict):
-        check_fits(state_dict, schema.shapes)
-        return {name: name for name in schema.names}
-    if len(state_dict) != len(schema.names):
-        raise RecordingError(
-            f"the recording holds {len(schema.names)} unnamed tensors, the model has "
-            f"{len(state_dict)}; give the model that was trained"
-        )
-    matched = dict(zip(schema.names, state_dict, strict=True))
-    check_fits(state_dict, {matched[name]: shape for name, shape in schema.shapes.items()})
-    return matched
-
-
-def check_fits(state_dict: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that recorded tensors are those of a model: same names, same shapes.
-
-    Raises:
-        RecordingError: the first tensor that does not fit, expected and got.
-    """
-    remedy = "give the model that was trained"
-    for name, tensor in state_dict.items():
-        if name not in shapes:
-            raise RecordingError(
-                f"tensor {name!r} of the model is not in the recording, which begins with "
-                f"{', '.join(list(shapes)[:3])}; {remedy}"
-            )
-        if tuple(tensor.shape) != tuple(shapes[name]):
-            raise RecordingError(
-                f"tensor {name!r}: the model expects shape {tuple(tensor.shape)}, the recording "
-                f"holds {tuple(shapes[name])}; {remedy}"
-            )
-    for name in shapes:
-        if name not in state_dict:
-            raise RecordingError(
-                f"tensor {name!r} of the recording is not in the model, which begins with "
-                f"{', '.join(list(state_dict)[:3])}; {remedy}"
-            )

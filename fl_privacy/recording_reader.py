@@ -48,7 +48,7 @@ def read_manifest(store: Store) -> Manifest:
                 f"{where}: format version {version}, this fl-privacy reads up to "
                 f"{FORMAT_VERSION}; upgrade fl-privacy"
             )
-        return Manifest.model_validate({"id": "", **fields})
+        return Manifest.model_validate({"id": "", **fields, "created": fields["created"]})
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RecordingError(f"{where}: not a manifest ({error}); restore the file") from error
     except ValidationError as error:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fl_privacy import component
 from fl_privacy.component import Component, ComponentError
+from fl_privacy.custom_model import check_runs
 from fl_privacy.exchanges import ExchangeReader, digest, link
 from fl_privacy.recording import Recording
 from fl_privacy.rounds import parse_rounds
@@ -93,11 +94,13 @@ class ThreatModel(Component):
             ThreatModelError: no model or task is known, labels are granted without an
                 ``oracle``, or there is nothing to observe.
             RecordingError: the model does not fit what the server sent.
+            ModelError: the model does not fit the task.
         """
         task = task or recording.manifest.task
         if task is None:
             raise ThreatModelError(
-                "the recording names no task (input shape, classes): give one with --task FILE.toml"
+                "the recording names no task: give one with --task FILE.toml, which holds "
+                "input_shape = [channels, height, width], classes, mean and std"
             )
         model = model or manifest_model(recording, task)
         if self.labels == "oracle" and oracle is None:
@@ -105,7 +108,9 @@ class ThreatModel(Component):
                 'labels = "oracle" needs the truth of an audited run (audit=true); none was found'
             )
         training = self.training or recording.manifest.local_training
-        reader = ExchangeReader(recording, model(), training)
+        network = model()
+        reader = ExchangeReader(recording, network, training)
+        check_runs(network, task)
         wanted = parse_rounds(rounds)
         exchanges = [reader.exchange(e) for e in recording.entries() if wanted(e.round)]
         own = {(e.attempt, e.round): e.update for e in exchanges if e.node == self.own_node}

@@ -734,7 +734,13 @@ def test_a_model_that_is_too_small_names_the_tensor_it_lacks() -> None:
 
 def test_legacy_arrays_of_another_model_are_refused() -> None:
     state = nn.Linear(3, 2).state_dict()
-    with pytest.raises(RecordingError, match="1 unnamed tensors, the model has 2"):
+    with pytest.raises(RecordingError, match="1 unnamed arrays, the model has 2.*'bias'"):
         match_names(state, schema_of(nn.Linear(3, 2, bias=False), legacy=True))
-    with pytest.raises(RecordingError, match=r"'weight': the model expects shape \(2, 3\)"):
+    with pytest.raises(RecordingError, match=r"array 0 .*\(2, 4\).*'weight'.*\(2, 3\)"):
         match_names(state, schema_of(nn.Linear(4, 2), legacy=True))
+    longer = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 5))
+    with pytest.raises(RecordingError, match=r"array 2, of shape \(5, 2\), belongs to none"):
+        match_names(state, schema_of(longer, legacy=True))
+    with pytest.raises(RecordingError, match=r"array 1 .*\(2,\).*'1\.weight'.*\(2, 2\)"):
+        other = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2))
+        match_names(other.state_dict(), schema_of(longer, legacy=True))
