@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
 from fl_privacy.metrics.images import psnr_each
 from fl_privacy.metrics.matching import Made, assign, in_unit_range, pixels
 from fl_privacy.report.scores import Analysis
+from fl_privacy.report.signals import Line, drawing, is_signal
 from fl_privacy.results import nodes_of, rounds_of
 from fl_privacy.types import Reconstruction, Samples
 
@@ -22,11 +24,16 @@ TruthOf = Callable[[Mapping[str, Any]], Samples | None]
 """Row of a target -> the client's own samples, when the run was an audit."""
 
 
+COLORS = {"attack": "attack", "baseline": "guess"}
+"""Kind of a picture -> style-sheet color of its line, the color of its caption."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """One image: who made it, as a PNG, its label, and its PSNR against the truth in dB.
 
-    ``source`` is empty when there is nothing to show; ``note`` then says why.
+    A signal has a ``drawing`` in place of the PNG in ``source``. Both are empty when there
+    is nothing to show; ``note`` then says why.
     """
 
     maker: str
@@ -38,6 +45,13 @@ class Picture:
     oracle: bool = False
     width: int = 0
     height: int = 0
+    drawing: Markup = Markup()  # noqa: RUF009 - a string
+
+    @property
+    def alt(self) -> str:
+        """What it shows, for those who cannot see it."""
+        said = f"{self.maker}, {self.label}"
+        return said if self.psnr is None else f"{said}, PSNR {self.psnr:.1f} dB"
 
 
 @dataclass(frozen=True)
@@ -130,7 +144,8 @@ def _pairing(result: Reconstruction, truth: Samples | None) -> dict[int, int]:
 
 
 def _true(truth: Samples, i: int, names: Sequence[str]) -> Picture:
-    return _shown(Picture("truth", "truth", label=_name(truth.labels[i], names)), truth.inputs[i])
+    own = truth.inputs[i]
+    return _shown(Picture("truth", "truth", label=_name(truth.labels[i], names)), own, own)
 
 
 def _made(
@@ -156,13 +171,19 @@ def _made(
         float(psnr_each(pixels(image)[None], pixels(truth.inputs[i])[None])[0]) if truth else None
     )
     label = _name(result.labels[index], names) if index < len(result.labels) else ""
-    return _shown(replace(blank, label=label, psnr=psnr), image)
+    true = truth.inputs[i] if truth else None
+    return _shown(replace(blank, label=label, psnr=psnr), image, true)
 
 
-def _shown(picture: Picture, image: Tensor) -> Picture:
+def _shown(picture: Picture, image: Tensor, truth: Tensor | None) -> Picture:
+    if is_signal(image.shape):
+        lines = [] if truth is None else [Line(truth, "truth", behind=True)]
+        if picture.kind != "truth":
+            lines.insert(0, Line(image, COLORS[picture.kind]))
+        return replace(picture, drawing=drawing(lines, picture.alt))
     if not is_image(image.shape):
         shape = " x ".join(map(str, image.shape))
-        return replace(picture, note=f"inputs of {shape} are not images")
+        return replace(picture, note=f"inputs of {shape} are neither images nor signals")
     _, height, width = image.shape
     return replace(picture, source=png(image), height=height, width=width)
 

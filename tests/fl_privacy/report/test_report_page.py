@@ -371,13 +371,13 @@ def test_no_baseline_is_said(synthetic_run: MakeRun) -> None:
     assert "No baseline was scored on them" in read(run.path).words
 
 
-def test_inputs_that_are_no_images_are_named(synthetic_run: MakeRun) -> None:
-    data = Samples(torch.rand(8, 1, 30), torch.zeros(8, dtype=torch.int64))
-    task = Task(input_shape=(1, 30), classes=2, mean=(0.5,), std=(0.5,))
+def test_inputs_that_are_neither_images_nor_signals_are_named(synthetic_run: MakeRun) -> None:
+    data = Samples(torch.rand(8, 2, 5, 6), torch.zeros(8, dtype=torch.int64))
+    task = Task(input_shape=(2, 5, 6), classes=2, mean=(0.5, 0.5), std=(0.5, 0.5))
     run = synthetic_run(data=data, task=task)
     run.add_results("gradient_similarity", near)
     page = read(run.path)
-    assert "inputs of 1 x 30 are not images" in page.words
+    assert "inputs of 2 x 5 x 6 are neither images nor signals" in page.words
     assert "img" not in page.tags
 
 
