@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from adversaries.local_steps import Client, Sent, skeleton
 from adversaries.targets import Target, Unattackable, members_of, prepare, training_of
+from adversaries.tokens import refuse_tokens
 from fl_privacy.recording import RecordingError
 from fl_privacy.seeding import generator
 from fl_privacy.types import Failure, Observation, Task, Tensors
@@ -175,6 +176,7 @@ def attack_chunks(
         targets: dict[int, Target] = {}
         for i in members:
             try:
+                refuse_tokens(model, first.task)
                 targets[i] = prepare(observations[i], model)
             except (Unattackable, RecordingError) as error:
                 ready[i] = Failure(observations[i].key, str(error))

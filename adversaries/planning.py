@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adversaries.matching import chunks
+from adversaries.tokens import token_table
 from fl_privacy.types import Observation, Task
 
 MAX_WIDTH = 128
@@ -33,6 +34,8 @@ def plan_width(
     first = observations[0]
     training = first.local_training
     assert training is not None
+    if token_table(first.model(), first.task) is not None:
+        return 1  # the attack refuses it in words
     images = first.exchanges[0].num_examples or 1
     passes = training.epochs if training.algorithm == "fedavg" else 1
     weights = sum(p.numel() for p in first.model().parameters())
