@@ -110,9 +110,9 @@ class ThreatModel(Component):
         training = self.training or recording.manifest.local_training
         network = model()
         reader = ExchangeReader(recording, network, training)
-        check_runs(network, task)
         wanted = parse_rounds(rounds)
         exchanges = [reader.exchange(e) for e in recording.entries() if wanted(e.round)]
+        check_runs(network, task)
         own = {(e.attempt, e.round): e.update for e in exchanges if e.node == self.own_node}
         targets = link([e for e in exchanges if e.node != self.own_node], self.unit)
         if not targets:
@@ -166,7 +166,7 @@ def check_requirements(requires: Iterable[str], observation: Observation, name: 
         if getattr(observation, field) is None:
             raise ThreatModelError(
                 f"{name} needs {field}, which the threat model does not grant: "
-                f"set {GRANTS.get(field, field)}"
+                f"set {GRANTS.get(field, field)} in the file of --threat-model"
             )
 
 
