@@ -91,7 +91,7 @@ def test_too_few_candidates_are_a_failure_that_says_so() -> None:
 
 
 def test_several_local_steps_are_taken_for_one(observe: Observe) -> None:
-    training = LocalTraining(algorithm="fedavg", epochs=3, lr=1e-3, batch_size=1)
+    training = LocalTraining(algorithm="fedavg", epochs=3, lr=1e-3)
     inputs = pictures(4, 2)
     observations = observe(toy_model, TASK, inputs, training=training)
     auxiliary = pool(pictures(40, 7), inputs)

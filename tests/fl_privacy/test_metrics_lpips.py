@@ -134,12 +134,24 @@ def test_signals_have_no_lpips_and_need_no_weights() -> None:
     assert math.isnan(float(metric.score([made], [Samples(signal, labels)])[0]))
 
 
-@pytest.mark.parametrize("held", ["an object", "no file of torch's"])
-def test_a_file_that_holds_no_weights_is_refused(offline: Path, held: str) -> None:
+class Trap:
+    """Pickled; touches a file when it is read as an object."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("trap", [True, False])
+def test_a_file_that_holds_no_weights_is_refused_and_never_run(offline: Path, trap: bool) -> None:
     offline.parent.mkdir(parents=True)
-    if held == "an object":
-        torch.save({"features.0.weight": Path("x")}, offline)
+    sprung = offline.parent / "sprung"
+    if trap:
+        torch.save({"features.0.weight": Trap(sprung)}, offline)
     else:
         offline.write_bytes(b"<html>not found</html>")
     with pytest.raises(MetricError, match="which cannot be read, remove it"):
         prepared_metrics(["lpips"], "", TASK)
+    assert not sprung.exists()

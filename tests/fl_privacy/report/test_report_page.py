@@ -110,7 +110,7 @@ def test_of_several_guesses_the_mean_image_is_the_baseline(
     run = synthetic_run()
     run.add_results("gradient_similarity", near)
     guesses: list[tuple[Any, dict[str, Any]]] = [
-        (some, {"settings": {"guess": "auto"}}),
+        (some, {"adversary": "baseline(guess='mean')", "settings": {"guess": "mean"}}),
         (dark, CONSTANT),
     ]
     for guess, how in guesses if mean_first else guesses[::-1]:
@@ -118,14 +118,14 @@ def test_of_several_guesses_the_mean_image_is_the_baseline(
     found = read_run(run.path).analyses
     (attack,) = [a for a in found if not a.is_baseline]
     assert [a.config.adversary for a in found if a.is_baseline] == [
-        "baseline",
         "baseline(guess='constant')",
+        "baseline(guess='mean')",
     ]
     chosen = baseline_of(attack, found)
     assert chosen is not None
-    assert chosen.config.adversary == "baseline"
+    assert chosen.config.adversary == "baseline(guess='mean')"
     page = read(run.path)
-    assert page.words.count("baseline · the baseline of the gains") == 2  # one a defense group
+    assert page.words.count("(guess='mean') · the baseline of the gains") == 2  # one a group
     assert page.words.count("the baseline of the gains") == 2
     assert "fl-privacy attack" in page.words
     assert "--adversary 'baseline(guess='\"'\"'constant'\"'\"')'" in page.words
