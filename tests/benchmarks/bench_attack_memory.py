@@ -34,9 +34,10 @@ GROUP = 500
 
 @dataclass(frozen=True)
 class Cost:
-    """What one process took: seconds on the clock, and bytes at its peak."""
+    """What one process took: seconds on the clock and of a core, and bytes at its peak."""
 
     seconds: float
+    core_seconds: float
     peak: int
 
 
@@ -88,7 +89,8 @@ def attack(run: Path, targets: int, iterations: int) -> Cost:
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"the attack ended with {os.waitstatus_to_exitcode(status)}: {said}")
-    return Cost(time.perf_counter() - start, usage.ru_maxrss * 1024)
+    core_seconds = usage.ru_utime + usage.ru_stime
+    return Cost(time.perf_counter() - start, core_seconds, usage.ru_maxrss * 1024)
 
 
 def main() -> None:
@@ -107,11 +109,14 @@ def main() -> None:
         many = attack(run, options.many, options.iterations)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for targets, cost in ((options.few, few), (options.many, many)):
-        print(f"{targets:>7,} targets: {cost.peak / 2**20:6.0f} MiB at most, {cost.seconds:.1f} s")
+        print(
+            f"{targets:>7,} targets: {cost.peak / 2**20:6.0f} MiB at most, {cost.seconds:.1f} s, "
+            f"{cost.core_seconds:.1f} s of a core"
+        )
     more = options.many - options.few
     print(
         f"each further target: {(many.peak - few.peak) / more / 1024:.1f} KiB, "
-        f"{1000 * (many.seconds - few.seconds) / more:.2f} ms"
+        f"{1000 * (many.core_seconds - few.core_seconds) / more:.2f} ms of a core"
     )
 
 
