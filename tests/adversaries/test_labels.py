@@ -13,6 +13,7 @@ from adversaries.labels import (
     count_labels,
     infer_labels,
     mean_outputs,
+    regressed,
     single_label,
     unit_functional,
 )
@@ -137,7 +138,7 @@ def client_gradient(
 def test_counts_of_two_class_clients_are_exact_on_untrained_networks(
     spec: str, images: int
 ) -> None:
-    for seed in range(2):
+    for seed in (0, 1, 9):  # 9 is wrong without the regression of `mean_outputs`
         model, gradient, labels = client_gradient(spec, images, 2, seed)
         state = dict(model.state_dict())
         assert infer_labels(gradient, model, state, DATA.task(), images).tolist() == labels
@@ -168,6 +169,18 @@ def test_all_samples_alike_make_every_estimate_exact() -> None:
     evidence = Evidence(slopes, slopes[:, None] * hidden)
     wide = replace(known, logits=1e-9 * known.logits)  # references that do not vary either
     torch.testing.assert_close(mean_outputs(evidence, wide, 16), truth, rtol=1e-4, atol=1e-4)
+
+
+def test_mean_outputs_follow_what_absent_classes_show() -> None:
+    """If one output is linear in another, seeing one mean tells the other one."""
+    shown = 0.1 + 0.2 * torch.rand(200, generator=torch.Generator().manual_seed(0)).double()
+    outputs = torch.stack([0.2 + 0.5 * shown, shown, 0.8 - 1.5 * shown], 1)
+    present, truth = torch.tensor([True, False, True]), torch.tensor([0.34, 0.28, 0.38])
+    slopes = truth.double() - torch.tensor([0.25, 0.0, 0.75])
+    found = regressed(outputs, outputs.log(), slopes, None, present)
+    assert (found - truth).abs().max() < 0.2 * (outputs.mean(0) - truth).abs().max()
+    assert found.sum() == pytest.approx(1)
+    assert found[1] == slopes[1]
 
 
 def test_the_unit_functional_is_one_on_what_it_was_made_of() -> None:
