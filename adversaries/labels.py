@@ -16,7 +16,7 @@ from adversaries.reference import Reference, reference
 from fl_privacy.types import Samples, Task, Tensors
 
 RIDGE = 0.1
-"""Penalty of `mean_outputs`, in units of the references' variance."""
+"""Penalty of both regressions, over the mean square of a feature; chosen on training images."""
 ROUNDS = 10
 
 
@@ -101,7 +101,7 @@ def unit_functional(representations: Tensor) -> Tensor:
     equal entries.)
     """
     gram = representations @ representations.T
-    ridge = 1e-3 * gram.trace() / representations.shape[1]
+    ridge = RIDGE * gram.trace() / representations.shape[1]
     ones = gram.new_ones(len(gram))
     found: Tensor = representations.T @ torch.linalg.solve(
         gram + ridge * torch.eye(len(gram), dtype=gram.dtype), ones

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fl_privacy.types import Samples, Task, Tensors
 
-COUNT, TOGETHER = 512, 64
+COUNT, TOGETHER = 256, 64
 """Number of references, and how many go through the network at once."""
 
 

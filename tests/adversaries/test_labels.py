@@ -183,12 +183,23 @@ def test_mean_outputs_follow_what_absent_classes_show() -> None:
     assert found[1] == slopes[1]
 
 
-def test_the_unit_functional_is_one_on_what_it_was_made_of() -> None:
+@pytest.mark.parametrize("features", [64, 256])
+def test_the_unit_functional_is_one_on_what_it_has_not_seen(features: int) -> None:
+    """Also with as many features as references, where least squares would fit the noise."""
     draw = torch.Generator().manual_seed(0)
-    representations = torch.rand(40, 64, generator=draw, dtype=torch.float64) + 0.5
-    values = representations @ unit_functional(representations)
-    assert (values - 1).abs().max() < 0.02
-    assert (3 * representations @ unit_functional(3 * representations) - values).abs().max() < 1e-9
+    directions = torch.randn(8, features, generator=draw, dtype=torch.float64)
+    mean = 3 * torch.rand(features, generator=draw, dtype=torch.float64)
+
+    def representations(count: int) -> torch.Tensor:
+        parts = torch.randn(count, 8, generator=draw, dtype=torch.float64) @ directions
+        rest = torch.randn(count, features, generator=draw, dtype=torch.float64)
+        return mean + parts + rest
+
+    made, fresh = representations(64), representations(200)
+    functional = unit_functional(made)
+    assert (fresh @ functional - 1).square().mean().sqrt() < 0.1
+    scaled = 3 * made @ unit_functional(3 * made)  # units of the representation do not matter
+    torch.testing.assert_close(scaled, made @ functional)
 
 
 @pytest.mark.parametrize("shape", [(3, 9, 5), (2, 40), (7,)])
