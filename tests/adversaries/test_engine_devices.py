@@ -18,7 +18,7 @@ from fl_privacy import component
 from fl_privacy.component import installed
 from fl_privacy.testing import toy_observations
 from fl_privacy.testing.toys import TASK
-from fl_privacy.types import Reconstruction
+from fl_privacy.types import Failure, Reconstruction
 
 META = torch.device("meta")
 BUILT_IN = [component.create("adversaries", name) for name in sorted(installed("adversaries"))]
@@ -29,7 +29,7 @@ def chunk_for(attack: GradientMatching) -> Chunk:
     """Three toy targets as the engine hands them to ``attack``."""
     chunks: list[Chunk] = []
 
-    def keep(chunk: Chunk) -> list[Reconstruction]:
+    def keep(chunk: Chunk) -> list[Reconstruction | Failure]:
         chunks.append(chunk)
         return []
 

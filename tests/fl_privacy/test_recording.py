@@ -734,7 +734,7 @@ def test_a_model_that_is_too_small_names_the_tensor_it_lacks() -> None:
 
 def test_legacy_arrays_of_another_model_are_refused() -> None:
     state = nn.Linear(3, 2).state_dict()
-    with pytest.raises(RecordingError, match="1 unnamed arrays, the model has 2.*'bias'"):
+    with pytest.raises(RecordingError, match=r"1 unnamed arrays, the model has 2.*'bias'"):
         match_names(state, schema_of(nn.Linear(3, 2, bias=False), legacy=True))
     with pytest.raises(RecordingError, match=r"array 0 .*\(2, 4\).*'weight'.*\(2, 3\)"):
         match_names(state, schema_of(nn.Linear(4, 2), legacy=True))
