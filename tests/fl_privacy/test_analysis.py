@@ -218,6 +218,16 @@ def test_the_width_is_that_of_all_targets_and_stays(run: Path) -> None:
     assert len(more.rows()) == COUNT
 
 
+def test_going_on_keeps_the_width_however_little_memory_is_free(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = analyze(run, Plan(adversary=ATTACK, targets=2), model=toy_model)
+    monkeypatch.setattr("adversaries.planning.free_memory", lambda _device: 0)
+    assert analyze(run, Plan(adversary=ATTACK), model=toy_model).config.width == COUNT
+    other = analyze(run, Plan(adversary=ATTACK, seed=1), model=toy_model)
+    assert (first.config.width, other.config.width) == (COUNT, 1)
+
+
 def test_refusals_come_before_any_work(run: Path) -> None:
     denied = ThreatModel(local_training=False)
     with pytest.raises(ThreatModelError, match="gradient_similarity needs local_training"):
