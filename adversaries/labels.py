@@ -56,11 +56,12 @@ def infer_labels(
     network with ``state`` is run on auxiliary data, or on noise without. Without any
     evidence the classes are taken in turn, which is a guess.
 
-    Share of batches with all counts right on untrained networks (Fashion-MNIST, 2 of 10
-    classes a client, 16 batches each): all up to 16 images, and at 32 all on mlp and 94 %
-    on lenet-zhu, one image being off. Without the bias the same on lenet-zhu; on mlp, whose
-    representations vary in length, all / 94 / 94 / 56 / 31 % for 2 / 4 / 8 / 16 / 32
-    images, and with auxiliary data all, and 75 % at 32.
+    Not always exact for several samples (docs/reproduction.md): of clients with 2 of 10
+    classes all counts of up to 8 images are right on untrained networks, and 94 % at 16 on
+    lenet-zhu. Without the bias the same there; on mlp, whose representations vary in
+    length, 84 / 59 / 34 % at 8 / 16 / 32 images, 100 / 97 / 94 % with auxiliary data
+    (n = 32). Of several local steps ``gradient`` is the mean and ``state`` the middle of
+    the way; the more the network learns on it, the worse the counts.
     """
     head = classifier(model, task.classes)
     weight, bias = (f"{head}.{own}".lstrip(".") for own in ("weight", "bias"))
