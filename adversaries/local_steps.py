@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn import functional as F
 
-from adversaries.convolution import with_fast_convolutions
 from fl_privacy.types import LocalTraining, Tensors
 
 
@@ -130,7 +129,7 @@ def skeleton(model: nn.Module, training: LocalTraining) -> nn.Module:
     Activations whose kernels round differently at the end of an array are written
     differently (`STEADY`), so that a target's bits do not depend on its place in a batch.
     """
-    model = with_fast_convolutions(steadied(copy.deepcopy(model).eval()))
+    model = steadied(copy.deepcopy(model).eval())
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     if training.batch_norm == "train":

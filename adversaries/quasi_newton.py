@@ -10,6 +10,7 @@ from torch.func import grad_and_value, vmap
 
 from adversaries import lbfgs
 from adversaries.gradient_matching import Advance, Problem, Seen
+from adversaries.replay import replayable
 
 Read = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Flat unknowns of a lane and its known labels -> normalized inputs and labels."""
@@ -49,10 +50,11 @@ def minimize(
         if done % settings.inner == 0:
             advance(done // settings.inner, values)
 
+    evaluations = settings.iterations * settings.inner + 1
     return lbfgs.minimize(
-        evaluate,
+        replayable(evaluate, start, calls=evaluations),
         start,
-        evaluations=settings.iterations * settings.inner + 1,
+        evaluations=evaluations,
         memory=settings.memory,
         advance=outer,
     )

@@ -10,6 +10,7 @@ from torch.func import grad_and_value, vmap
 
 from adversaries.gradient_matching import Advance, Found, Problem
 from adversaries.matching import box
+from adversaries.replay import replayable
 
 FIRST, SECOND = 0.9, 0.999
 
@@ -50,8 +51,8 @@ def minimize(
         gradient, losses = vmap(grad_and_value(problem.objective))(x, labels, problem.seen)
         return gradient, losses
 
-    step = torch.compile(slopes) if compiled else slopes
     iterations, lr = settings.iterations, settings.lr
+    step = replayable(slopes, inputs, calls=iterations, compiled=compiled)
     low, high = box(problem.batch.task, inputs)
     milestones = {iterations * eighths // 8 for eighths in (3, 5, 7)}
     first, second = torch.zeros_like(inputs), torch.zeros_like(inputs)

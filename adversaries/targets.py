@@ -65,18 +65,22 @@ def members_of(exchange: Exchange, training: LocalTraining) -> tuple[int, ...]:
     return counts
 
 
-def gradient_units(exchange: Exchange, training: LocalTraining, *, one_step: bool) -> Tensors:
-    """What was seen, as a gradient: ``-update / lr``, in float64.
+def gradient_units(exchange: Exchange, training: LocalTraining, *, merged: int = 1) -> Tensors:
+    """What was seen, as a gradient, in float64: ``-update / lr`` without the weight decay.
 
-    Of one SGD step the weight decay is taken off, which leaves the loss gradient exactly
-    (momentum starts at zero in each round). With ``one_step`` false and several steps it
-    is their sum, and whoever matches it has to unroll them.
+    ``merged`` local steps are taken for as many equal ones at the parameters sent, and their
+    mean gradient is given; exact for one step, the plain approximation for more. With 0 it
+    is ``-update / lr`` as it stands, for whoever unrolls the steps.
 
     Raises:
         Unattackable: values that are not finite.
     """
     seen = {name: -update.double() / training.lr for name, update in exchange.update.items()}
-    if one_step and training.weight_decay:
+    if merged:
+        # gradient k steps before the last is in k + 1 velocities, weighted 1, m, ..., m^k
+        gradients = sum((merged - k) * training.momentum**k for k in range(merged))
+        seen = {n: g / gradients for n, g in seen.items()}
+    if merged and training.weight_decay:
         sent = exchange.parameters
         seen = {n: g - training.weight_decay * sent[n].double() for n, g in seen.items()}
     broken = [name for name, value in seen.items() if not value.isfinite().all()]
@@ -129,20 +133,18 @@ def prepare(observation: Observation, model: nn.Module, *, unrolled: bool = True
     members, *_ = [members_of(exchange, training) for exchange in observation.exchanges]
     check_linked(observation, training)
     taken = max(training.steps(n) for n in members)
-    one_step = not unrolled or taken == 1
-    everything = [gradient_units(e, training, one_step=one_step) for e in observation.exchanges]
-    together = 1 if unrolled else taken
+    merged = 0 if unrolled and taken > 1 else taken
+    everything = [gradient_units(e, training, merged=merged) for e in observation.exchanges]
     seen = tuple(
-        {n: g / together for n, g in one.items() if n not in observation.withheld}
-        for one in everything
+        {n: g for n, g in one.items() if n not in observation.withheld} for one in everything
     )
     if not seen[0]:
         raise Unattackable("every layer of the update is withheld")
     labels = observation.labels
     if labels is None:
         first = observation.exchanges[0]
-        steps = taken if unrolled else 1
-        mean = {n: torch.stack([one[n] for one in seen]).mean(0) / steps for n in seen[0]}
+        mean = {n: torch.stack([one[n] for one in seen]).mean(0) for n in seen[0]}
+        mean = mean if merged else {n: g / taken for n, g in mean.items()}
         state = {**halfway(first, seen[0], taken), **first.buffers}
         labels = infer_labels(
             mean, model, state, observation.task, sum(members), observation.auxiliary

@@ -1,4 +1,4 @@
-"""GS on LeNet, 32 targets of one 3x32x32 image: ours, a plain loop, and breaching.
+"""GS on LeNet and ConvNet, one 3x32x32 image a target: ours, a plain loop, and breaching.
 
 All three minimize the same objective (cosine + total variation) by signed Adam in a box,
 on the same targets, labels known. They are measured in alternation in one process; what
@@ -14,8 +14,8 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 from uuid import uuid4
 
 import torch
@@ -23,17 +23,36 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adversaries.gradient_similarity import GradientSimilarity
+from fl_privacy import component
 from fl_privacy.metrics.images import psnr_each
-from fl_privacy.models.zhu import LeNetZhu
 from fl_privacy.recording import Layout, Manifest, Recording, RecordingWriter
 from fl_privacy.seeding import generator
 from fl_privacy.threat_model import ThreatModel
 from fl_privacy.types import LocalTraining, Observation, Reconstruction, Samples, Task
 
 TASK = Task(input_shape=(3, 32, 32), classes=10, mean=(0.5,) * 3, std=(0.25,) * 3)
-TRAINING = LocalTraining(lr=0.1)
+TRAINING = LocalTraining(lr=0.1, batch_norm="eval")
 TV = 2e-3
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One network: targets of ours in one batch, and how many the serial attacks get."""
+
+    model: str
+    targets: int
+    few: int
+    iterations: int
+    quality: int
+
+    def build(self) -> nn.Module:
+        """The untrained network, batch norm in eval mode."""
+        network: nn.Module = component.create("models", self.model).build(TASK, seed=0)
+        return network.eval()
+
+
+SETTINGS = (Setting("lenet-zhu", 32, 4, 150, 600), Setting("convnet64", 8, 1, 4, 0))
 
 
 def smooth_pictures(count: int) -> Samples:
@@ -50,8 +69,9 @@ def gradients_of(model: nn.Module, samples: Samples, i: int) -> list[Tensor]:
     return [g.detach() for g in torch.autograd.grad(loss, list(model.parameters()))]
 
 
-def observe(model: nn.Module, samples: Samples) -> list[Observation]:
+def observe(setting: Setting, samples: Samples) -> list[Observation]:
     """The targets, recorded and observed as in a run."""
+    model = setting.build()
     layout = Layout.of(model)
     location = f"memory://bench-{uuid4().hex}"
     with RecordingWriter.open(
@@ -60,28 +80,38 @@ def observe(model: nn.Module, samples: Samples) -> list[Observation]:
         _, sent = writer.put_global({n: t.numpy() for n, t in model.state_dict().items()}, layout)
         for i in range(len(samples)):
             steps = zip(model.named_parameters(), gradients_of(model, samples, i), strict=True)
+            buffers = {n: b.numpy() for n, b in model.named_buffers()}
             writer.append(
                 round=1,
                 node=str(i),
-                arrays={n: (p - TRAINING.lr * g).detach().numpy() for (n, p), g in steps},
+                arrays={n: (p - TRAINING.lr * g).detach().numpy() for (n, p), g in steps} | buffers,
                 num_examples=1,
                 global_digest=sent,
                 layout=layout,
             )
-    return ThreatModel().observe(Recording(location), model=lambda: LeNetZhu().build(TASK, seed=0))
+    return ThreatModel().observe(Recording(location), model=setting.build)
 
 
-def ours(observations: list[Observation], iterations: int) -> Tensor:
+def ours(observations: list[Observation], iterations: int, *, compiled: bool = False) -> Tensor:
     """All targets in one batch; pixels ``[targets, 3, 32, 32]``."""
-    attack = GradientSimilarity(iterations=iterations, tv=TV)
+    attack = GradientSimilarity(iterations=iterations, tv=TV, compiled=compiled)
     results = attack.attack(observations, seed=0, device=CPU)
     return torch.cat([r.inputs for r in results if isinstance(r, Reconstruction)])
+
+
+def objective_of(model: nn.Module, x: Tensor, label: Tensor, observed: list[Tensor]) -> Tensor:
+    """What all three minimize: ``1 - cosine + TV``, scalar."""
+    loss = F.cross_entropy(model(x), label)
+    simulated = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+    dot = sum((a * b).sum() for a, b in zip(simulated, observed, strict=True))
+    norms = sum(a.square().sum() for a in simulated) * sum(b.square().sum() for b in observed)
+    variation = x.diff(dim=-1).abs().mean() + x.diff(dim=-2).abs().mean()
+    return torch.as_tensor(1 - dot / torch.as_tensor(norms).sqrt() + TV * variation)
 
 
 def plain_loop(model: nn.Module, samples: Samples, targets: range, iterations: int) -> Tensor:
     """One target after the other, as most code does it; gradient on the input only."""
     low, high = (TASK.normalize(torch.full(TASK.input_shape, v)) for v in (0.0, 1.0))
-    parameters = list(model.parameters())
     found = []
     for i in targets:
         observed = gradients_of(model, samples, i)
@@ -90,14 +120,7 @@ def plain_loop(model: nn.Module, samples: Samples, targets: range, iterations: i
         milestones = [iterations * k // 8 for k in (3, 5, 7)]
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
         for _ in range(iterations):
-            loss = F.cross_entropy(model(x), samples.labels[i : i + 1])
-            simulated = torch.autograd.grad(loss, parameters, create_graph=True)
-            dot = sum((a * b).sum() for a, b in zip(simulated, observed, strict=True))
-            norms = sum(a.square().sum() for a in simulated) * sum(
-                b.square().sum() for b in observed
-            )
-            variation = x.diff(dim=-1).abs().mean() + x.diff(dim=-2).abs().mean()
-            objective = 1 - dot / torch.as_tensor(norms).sqrt() + TV * variation
+            objective = objective_of(model, x, samples.labels[i : i + 1], observed)
             (slope,) = torch.autograd.grad(objective, [x])
             x.grad = slope.sign()
             optimizer.step()
@@ -160,47 +183,79 @@ def timed(run: Callable[[], Tensor | None]) -> tuple[float, Tensor | None]:
         return time.perf_counter() - start, result
 
 
-def main() -> None:
-    """Print target-iterations a second and the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--iterations", type=int, default=150, help="in each measurement")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quality", type=int, default=0, help="iterations for a PSNR, 0: none")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    samples = smooth_pictures(32)
-    model = LeNetZhu().build(TASK, seed=0)
-    observations = observe(model, samples)
+def final(model: nn.Module, samples: Samples, pictures: Tensor) -> str:
+    """Mean objective and PSNR of what an attack found."""
+    losses = [
+        objective_of(
+            model,
+            TASK.normalize(x[None]),
+            samples.labels[i : i + 1],
+            gradients_of(model, samples, i),
+        ).item()
+        for i, x in enumerate(pictures.clamp(0, 1))
+    ]
+    psnr = psnr_each(pictures.clamp(0, 1), samples.inputs[: len(pictures)]).mean()
+    return f"objective {statistics.mean(losses):.4f}, PSNR {psnr:.1f} dB, n = {len(pictures)}"
 
-    def runs(iterations: int, few: range) -> dict[str, tuple[int, Callable[[], Tensor | None]]]:
+
+def measure(setting: Setting, repeats: int, *, compiled: bool) -> None:
+    """Print target-iterations a second and the ratios for one network."""
+    samples, model = smooth_pictures(setting.targets), setting.build()
+    observations = observe(setting, samples)
+
+    def runs(iterations: int, few: int) -> dict[str, tuple[int, Callable[[], Tensor | None]]]:
         return {
-            "ours": (32, lambda: ours(observations, iterations)),
-            "loop": (len(few), lambda: plain_loop(model, samples, few, iterations)),
-            "breaching": (len(few), lambda: breaching_loop(model, samples, few, iterations)),
+            "ours": (setting.targets, lambda: ours(observations, iterations)),
+            "loop": (few, lambda: plain_loop(model, samples, range(few), iterations)),
+            "breaching": (few, lambda: breaching_loop(model, samples, range(few), iterations)),
         }
 
-    versions: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    print("GS, LeNet, 32 targets, 3x32x32,", versions)
+    print(f"\nGS, {setting.model}, {setting.targets} targets, 3x32x32")
     rates: dict[str, list[float]] = {}
-    for repeat in range(options.repeats + 1):
-        for name, (count, run) in runs(options.iterations, range(4)).items():
+    for repeat in range(repeats + 1):
+        for name, (count, run) in runs(setting.iterations, setting.few).items():
             seconds, result = timed(run)
             if repeat and result is not None:  # the first round warms up
-                rates.setdefault(name, []).append(count * options.iterations / seconds)
+                rates.setdefault(name, []).append(count * setting.iterations / seconds)
     medians = {name: statistics.median(values) for name, values in rates.items()}
+    if compiled:
+        medians["compiled"] = compiled_rate(setting, observations)
     for name, rate in medians.items():
-        print(f"{name:10s} {rate:9.0f} target-iterations/s  {1e3 / rate:6.3f} ms each")
-    for name in ("loop", "breaching"):
+        print(f"{name:10s} {rate:9.1f} target-iterations/s  {1e3 / rate:8.3f} ms each")
+    for name in ("loop", "breaching", "compiled"):
         if name in medians:
-            print(f"ours / {name}: {medians['ours'] / medians[name]:.1f}")
-        else:
-            print(f"{name} is not installed: run `make bench`")
-    if options.quality:
-        for name, (count, run) in runs(options.quality, range(32)).items():
+            print(f"ours / {name}: {medians['ours'] / medians[name]:.2f}")
+    if "breaching" not in medians:
+        print("breaching is not installed: run `make bench`")
+    if setting.quality:
+        print(f"after {setting.quality} iterations")
+        for name, (_, run) in runs(setting.quality, 8).items():
             _, result = timed(run)
             if result is not None:
-                values = psnr_each(result.clamp(0, 1), samples.inputs[:count])
-                print(f"{name}: PSNR {values.mean():.1f} dB at {options.quality} iterations")
+                print(f"{name:10s} {final(model, samples, result[:8])}")
+
+
+def compiled_rate(setting: Setting, observations: list[Observation]) -> float:
+    """Target-iterations a second of the compiled step, from the difference of two runs."""
+    few, many = setting.iterations, 9 * setting.iterations
+    short, _ = timed(lambda: ours(observations, few, compiled=True))
+    long, _ = timed(lambda: ours(observations, many, compiled=True))
+    print(f"compiling took about {short:.0f} s")
+    return setting.targets * (many - few) / (long - short)
+
+
+def main() -> None:
+    """Print the versions, then each network."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", default="", help="one network")
+    parser.add_argument("--compiled", action="store_true", help="also torch.compile, some 60 s")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    print("torch", torch.__version__, "threads", torch.get_num_threads())
+    for setting in SETTINGS:
+        if options.only in ("", setting.model):
+            measure(setting, options.repeats, compiled=options.compiled)
 
 
 if __name__ == "__main__":
