@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-WORTHWHILE = 40
-"""Calls from which the tracing, which takes as long as some twenty of them, pays off."""
+WORTHWHILE = 100
+"""Calls from which the tracing, which takes as long as some 100 of them, pays off."""
 
 Step = Callable[[Tensor], tuple[Tensor, Tensor]]
 """The state of all lanes to its gradient and to the objectives ``[lanes]``."""
