@@ -15,7 +15,15 @@ from torch import Tensor
 
 from adversaries.batch_statistics import deviation, observed_statistics
 from adversaries.differentiability import check_differentiable, twice_differentiable_kernels
-from adversaries.matching import Batch, Chunk, attack_chunks, box, lane_draws, make_batch
+from adversaries.matching import (
+    Batch,
+    Chunk,
+    attack_chunks,
+    box,
+    lane_draws,
+    make_batch,
+    targets_together,
+)
 from adversaries.objectives import total_variation
 from adversaries.parts import select
 from adversaries.planning import lane_count, plan_width
@@ -90,7 +98,7 @@ class GradientMatching(Component):
     ] = "unroll"
     dtype: Annotated[Literal["float32", "float64"], Field(description="precision")] = "float32"
     width: Annotated[
-        PositiveInt | None, Field(description="targets in one batch; none: chosen by memory")
+        PositiveInt | None, Field(description="images in one batch; none: chosen by memory")
     ] = None
 
     @abstractmethod
@@ -139,8 +147,9 @@ class GradientMatching(Component):
             def advance(iteration: int, losses: Tensor) -> None:
                 progress(before + iteration * together, total, loss=losses.mean())
 
+            wide = targets_together(chunk.observation, width)
             with twice_differentiable_kernels():
-                return self.solve(chunk, width=width, seed=seed, device=device, advance=advance)
+                return self.solve(chunk, width=wide, seed=seed, device=device, advance=advance)
 
         yield from attack_chunks(observations, width, solve, self.prepare)
 

@@ -66,7 +66,7 @@ Prepare = Callable[[Observation, nn.Module], Target]
 
 
 def chunks(observations: Sequence[Observation], width: int) -> Iterator[list[int]]:
-    """Positions of the targets that share a batch, at most ``width`` together.
+    """Positions of the targets that share a batch, at most ``width`` images together.
 
     Targets share a batch when they were sent the same parameters and hold equally
     many images. They come in the order of their first member: results are handed on in the
@@ -82,10 +82,17 @@ def chunks(observations: Sequence[Observation], width: int) -> Iterator[list[int
         )
         groups.setdefault(signature, []).append(i)
     yield from sorted(
-        members[start : start + width]
+        members[start : start + together]
         for members in groups.values()
-        for start in range(0, len(members), width)
+        for together in [targets_together(observations[members[0]], width)]
+        for start in range(0, len(members), together)
     )
+
+
+def targets_together(observation: Observation, width: int) -> int:
+    """How many targets like this one make a batch of ``width`` images; one at least."""
+    images = max(exchange.num_examples or 1 for exchange in observation.exchanges)
+    return max(1, width // images)
 
 
 def make_batch(

@@ -1,4 +1,4 @@
-"""How many targets fit into one batch, and how many lanes that batch has."""
+"""How many images fit into one batch, and how many lanes that batch has."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from adversaries.matching import chunks
 from adversaries.tokens import token_table
 from fl_privacy.types import Observation, Task
 
 MAX_WIDTH = 128
-"""More lanes than this gain nothing on a CPU and little on a GPU (`make bench`)."""
+"""More images than this gain nothing on a CPU and little on a GPU (`make bench`)."""
 
 
 def plan_width(
@@ -25,26 +24,25 @@ def plan_width(
     device: torch.device,
     itemsize: int = 4,
 ) -> int:
-    """How many targets one batch can hold: bounded by memory, by `MAX_WIDTH`, by the work.
+    """How many images one batch can hold: bounded by memory, by `MAX_WIDTH`, by the work.
 
-    A lane is estimated at ten times its activations (forward, backward and their
-    derivatives) in each local step, plus six times its gradient, of ``itemsize`` bytes a
-    number; half of the free memory is used.
+    An image is estimated at ten times its activations (forward, backward and their
+    derivatives) in each local step, plus six times the gradient of a target that holds it
+    alone, of ``itemsize`` bytes a number; half of the free memory is used. What a target
+    claims to hold plays no part, so no client can make the batches of others small.
     """
     first = observations[0]
     training = first.local_training
     assert training is not None
     if token_table(first.model(), first.task) is not None:
         return 1  # the attack refuses it in words
-    images = first.exchanges[0].num_examples or 1
     passes = training.epochs if training.algorithm == "fedavg" else 1
     weights = sum(p.numel() for p in first.model().parameters())
-    taken = max(training.steps(images), 1)
-    elements = 10 * passes * images * activations(first.model(), first.task) + 6 * taken * weights
+    elements = passes * (10 * activations(first.model(), first.task) + 6 * weights)
     elements *= len(first.exchanges)
-    largest = max(len(members) for members in chunks(observations, MAX_WIDTH))
+    work = sum(max(e.num_examples or 1 for e in o.exchanges) for o in observations)
     by_memory = free_memory(device) // 2 // (itemsize * elements * restarts)
-    return max(1, min(largest, MAX_WIDTH, by_memory))
+    return max(1, min(work, MAX_WIDTH, by_memory))
 
 
 def activations(model: nn.Module, task: Task) -> int:
@@ -79,11 +77,11 @@ def free_memory(device: torch.device) -> int:
 def lane_count(width: int, restarts: int, device: torch.device) -> int:
     """Lanes of a batch: ``width * restarts``, on a CPU rounded up to fill every thread alike.
 
-    Above four lanes, kernels that share the lanes out unevenly among threads give a lane
-    bits that depend on its place; multiples of four a thread do not (tested).
+    Kernels that share the lanes out unevenly among threads give a lane bits that depend on
+    its place; multiples of four a thread do not, nor do four lanes (tested).
     """
     lanes = width * restarts
-    if device.type != "cpu" or lanes <= 4:
+    if device.type != "cpu" or lanes == 1:
         return lanes
-    whole = 4 * torch.get_num_threads()
+    whole = 4 * torch.get_num_threads() if lanes > 4 else 4
     return -(-lanes // whole) * whole

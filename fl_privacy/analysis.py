@@ -57,7 +57,7 @@ class AnalysisError(ValueError):
 
 @runtime_checkable
 class Batched(Protocol):
-    """An adversary that treats ``width`` targets as one batch and can choose the width."""
+    """An adversary that treats ``width`` images as one batch and can choose the width."""
 
     width: int | None
 

@@ -19,7 +19,7 @@ from adversaries.idlg import IDLG
 from adversaries.l2_tv import L2TV
 from adversaries.local_steps import skeleton
 from adversaries.matching import Batch, Chunk, box, chunks, lane_draws, make_batch
-from adversaries.planning import lane_count, plan_width
+from adversaries.planning import MAX_WIDTH, lane_count, plan_width
 from adversaries.targets import prepare
 from adversaries.update_over_lr import UpdateOverLR
 from fl_privacy import component
@@ -154,7 +154,7 @@ def test_conformance(adversary: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "images", "signed"), [(4, 1, True), (6, 1, False), (7, 2, False)]
+    ("width", "images", "signed"), [(4, 1, True), (6, 1, False), (7, 2, False), (14, 2, True), (9, 3, False)]
 )
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_result_is_byte_identical_whatever_its_mates_on_lenet(
@@ -360,6 +360,15 @@ def test_targets_share_a_batch_only_with_equal_parameters_and_sizes() -> None:
     bigger = replace(observations[4], exchanges=(replace(exchange, num_examples=2),))
     mixed = [observations[0], other_round, observations[1], bigger, observations[2]]
     assert list(chunks(mixed, 2)) == [[0, 2], [1], [3], [4]]
+
+
+def test_a_batch_holds_so_many_images_whatever_a_target_claims() -> None:
+    observations, _ = toy_observations(4)
+    (exchange,) = observations[0].exchanges
+    pairs = [replace(o, exchanges=(replace(exchange, num_examples=2),)) for o in observations]
+    huge = replace(observations[0], exchanges=(replace(exchange, num_examples=10**9),))
+    assert list(chunks([*pairs, huge], 5)) == [[0, 1], [2, 3], [4]]
+    assert plan_width([*pairs, huge], restarts=1, device=CPU) == MAX_WIDTH
 
 
 def test_planned_width_is_bounded_by_the_work() -> None:
