@@ -14,7 +14,7 @@ from adversaries.tokens import token_table
 from fl_privacy.types import Observation, Task
 
 MAX_WIDTH = 128
-"""More images than this gain nothing on a CPU and little on a GPU (`make bench`)."""
+"""More images than this gain nothing on a CPU (`make bench`); on CUDA it bounds nothing."""
 
 
 def plan_width(
@@ -24,7 +24,9 @@ def plan_width(
     device: torch.device,
     itemsize: int = 4,
 ) -> int:
-    """How many images one batch can hold: bounded by memory, by `MAX_WIDTH`, by the work.
+    """How many images one batch can hold: bounded by memory, by the work, by `MAX_WIDTH`.
+
+    The last is for CPUs; on CUDA memory and work alone decide.
 
     An image is estimated at ten times its activations (forward, backward and their
     derivatives) in each local step, plus six times the gradient of a target that holds it
@@ -42,7 +44,8 @@ def plan_width(
     elements *= len(first.exchanges)
     work = sum(max(e.num_examples or 1 for e in o.exchanges) for o in observations)
     by_memory = free_memory(device) // 2 // (itemsize * elements * restarts)
-    return max(1, min(work, MAX_WIDTH, by_memory))
+    worthwhile = work if device.type == "cuda" else min(work, MAX_WIDTH)
+    return max(1, min(worthwhile, by_memory))
 
 
 def activations(model: nn.Module, task: Task) -> int:

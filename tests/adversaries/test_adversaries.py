@@ -154,7 +154,8 @@ def test_conformance(adversary: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "images", "signed"), [(4, 1, True), (6, 1, False), (7, 2, False), (14, 2, True), (9, 3, False)]
+    ("width", "images", "signed"),
+    [(4, 1, True), (6, 1, False), (7, 2, False), (12, 2, True)],
 )
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_result_is_byte_identical_whatever_its_mates_on_lenet(
@@ -375,6 +376,20 @@ def test_planned_width_is_bounded_by_the_work() -> None:
     observations, _ = toy_observations(5)
     assert plan_width(observations, restarts=1, device=CPU) == 5
     assert plan_width(observations[:1], restarts=4, device=CPU) == 1
+
+
+def test_on_cuda_memory_and_work_alone_bound_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    observations = toy_observations(1)[0] * (3 * MAX_WIDTH)
+    free = [2**40]
+    monkeypatch.setattr("adversaries.planning.free_memory", lambda _device: free[0])
+
+    def width(device: str, restarts: int = 1) -> int:
+        return plan_width(observations, restarts=restarts, device=torch.device(device))
+
+    assert (width("cpu"), width("cuda")) == (MAX_WIDTH, 3 * MAX_WIDTH)
+    free[0] = 2**23  # room for fewer than there are
+    assert MAX_WIDTH < width("cuda") < 3 * MAX_WIDTH
+    assert width("cuda", restarts=4) == width("cuda") // 4
 
 
 def test_progress_counts_target_iterations_and_ends_at_the_total() -> None:
