@@ -94,6 +94,8 @@ CASES = {
     "batch norm, eval": Case(normed, KEPT),
     "batch": Case(convolutional, members=(3,)),
     "batch norm, batch": Case(normed, members=(4,)),
+    "batch norm, prior": Case(normed, settings={"batch_norm": 0.5}),
+    "batch norm, prior, batch": Case(normed, members=(4,), settings={"batch_norm": 0.5}),
     "batch norm, eval, batch": Case(normed, KEPT, members=(3,)),
     "aggregate": Case(dense, members=(1, 2)),
     "fedavg": Case(dense, EPOCHS, members=(4,)),
