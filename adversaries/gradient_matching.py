@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adversaries.batch_statistics import deviation, observed_statistics
 from adversaries.differentiability import check_differentiable, twice_differentiable_kernels
+from adversaries.halving import within_memory
 from adversaries.matching import (
     Batch,
     Chunk,
@@ -27,7 +28,7 @@ from adversaries.matching import (
 from adversaries.objectives import total_variation
 from adversaries.parts import select
 from adversaries.planning import lane_count, plan_width
-from adversaries.targets import Target, Unattackable, prepare
+from adversaries.targets import Target, prepare
 from fl_privacy.component import Component
 from fl_privacy.protocols import Progress, silent
 from fl_privacy.types import (
@@ -133,11 +134,12 @@ class GradientMatching(Component):
         """Reconstruct the inputs of each target; progress counts target-iterations."""
         if not observations:
             return
-        width = self.width or self.plan_width(observations, device=device)
+        room = planned = self.width or self.plan_width(observations, device=device)
         total = self.iterations * len(observations)
         passed: set[object] = set()
 
-        def solve(chunk: Chunk) -> list[Reconstruction]:
+        def solve(chunk: Chunk) -> list[Reconstruction | Failure]:
+            nonlocal room
             network = (chunk.observation.model, chunk.observation.local_training)
             if network not in passed:
                 check_differentiable(chunk.model, chunk.observation.task)
@@ -147,11 +149,18 @@ class GradientMatching(Component):
             def advance(iteration: int, losses: Tensor) -> None:
                 progress(before + iteration * together, total, loss=losses.mean())
 
-            wide = targets_together(chunk.observation, width)
+            width = targets_together(chunk.observation, room)
             with twice_differentiable_kernels():
-                return self.solve(chunk, width=wide, seed=seed, device=device, advance=advance)
+                results, fits = within_memory(
+                    partial(self.solve, seed=seed, device=device, advance=advance),
+                    chunk,
+                    width,
+                    planned=targets_together(chunk.observation, planned),
+                )
+            room = room if fits == width else fits * chunk.images
+            return results
 
-        yield from attack_chunks(observations, width, solve, self.prepare)
+        yield from attack_chunks(observations, room, solve, self.prepare)
 
     def prepare(self, observation: Observation, model: torch.nn.Module) -> Target:
         """The chosen part of what was seen."""
@@ -162,50 +171,17 @@ class GradientMatching(Component):
         return replace(target, observed=chosen, statistics=statistics)
 
     def solve(
-        self, chunk: Chunk, *, width: int, seed: int, device: torch.device, advance: Advance
+        self, chunk: Chunk, width: int, *, seed: int, device: torch.device, advance: Advance
     ) -> list[Reconstruction]:
-        """All targets of a chunk; at half the width if the memory does not suffice.
-
-        Raises:
-            Unattackable: not even one target fits.
-        """
+        """All targets of a chunk in one batch that has room for ``width`` of them."""
         start = time.perf_counter()
-        try:
-            results = self._solve(chunk, width, seed, device, advance)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            results = None  # go on outside: the error holds on to all that was allocated
-        if results is None:
-            return self.halved(chunk, width=width, seed=seed, device=device, advance=advance)
-        share = (time.perf_counter() - start) / len(chunk.targets)
-        return [replace(result, seconds=share) for result in results]
-
-    def halved(
-        self, chunk: Chunk, *, width: int, seed: int, device: torch.device, advance: Advance
-    ) -> list[Reconstruction]:
-        """The targets of a chunk that did not fit, in batches of half the width."""
-        if width == 1:
-            raise Unattackable(
-                "one target does not fit into memory: try fewer restarts, float32 or a device "
-                "with more memory"
-            )
-        half = width // 2
-        results: list[Reconstruction] = []
-        for i in range(0, len(chunk.targets), half):
-            part = replace(chunk, targets=chunk.targets[i : i + half])
-            results += self.solve(part, width=half, seed=seed, device=device, advance=advance)
-        return results
-
-    def _solve(
-        self, chunk: Chunk, width: int, seed: int, device: torch.device, advance: Advance
-    ) -> list[Reconstruction]:
         dtype = getattr(torch, self.dtype)
         batch = make_batch(
             chunk,
             restarts=self.restarts,
             lanes=lane_count(width, self.restarts, device),
             device=device,
+            seed=seed,
             dtype=dtype,
             unrolled=self.local_steps == "unroll",
         )
@@ -219,7 +195,9 @@ class GradientMatching(Component):
         inputs = draw((chunk.images, *batch.task.input_shape), "initial inputs")
         seen = (self.scale(batch.observed), batch.statistics)
         problem = Problem(batch, seen, partial(self.objective, batch), draw)
-        return self.select(chunk, batch, self.optimize(problem, inputs, advance))
+        results = self.select(chunk, batch, self.optimize(problem, inputs, advance))
+        share = (time.perf_counter() - start) / len(chunk.targets)
+        return [replace(result, seconds=share) for result in results]
 
     def objective(self, batch: Batch, inputs: Tensor, labels: Tensor, seen: Seen) -> Tensor:
         """Mean distance over the linked rounds plus priors; one lane, normalized ``inputs``."""
@@ -265,12 +243,8 @@ def masked(simulated: Tensors, observed: Tensors) -> dict[str, Tensor]:
 def outcome(loss: float) -> Outcome:
     """Whether the optimization ended with a number."""
     if loss == float("inf"):
-        return Outcome("diverged", "the objective is not finite: try a smaller lr or tv")
+        return Outcome(
+            "diverged",
+            "the objective is not finite: try restarts, smaller steps, weaker priors or float64",
+        )
     return Outcome("completed")
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that an allocation failed, on a GPU or in main memory."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "can't allocate memory" in str(error)
-    )

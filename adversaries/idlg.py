@@ -16,7 +16,7 @@ from fl_privacy.types import PositiveInt, Tensors
 class IDLG(GradientMatching):
     """DLG with the label read off the gradient: L-BFGS searches the inputs alone.
 
-    The label of one image is exact (section 3.1; `adversaries.labels.idlg_label`). Beyond
+    The label of one image is exact (section 3.1; `adversaries.labels.single_label`). Beyond
     the paper, the labels of a batch are counted, and labels that the threat model grants
     are taken. Line search and float64 as in `adversaries.dlg`.
     """

@@ -7,6 +7,7 @@ the sample's representation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,14 +33,30 @@ class Evidence:
     rows: Tensor | None
 
 
-def classifier(model: nn.Module, classes: int) -> str | None:
-    """Name of the last linear layer with one row a class."""
-    heads = [
-        name
+def classifier(model: nn.Module, task: Task) -> str | None:
+    """Name of the linear layer whose output is the network's, None if there is none.
+
+    Found by a probe, since a network may hold heads that it does not use. Where something
+    acts behind the last linear layer with one row a class, that layer is taken.
+    """
+    outputs: dict[str, Tensor] = {}
+
+    def listen(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        return lambda _module, _arguments, output: outputs.update({name: output})
+
+    handles = [
+        m.register_forward_hook(listen(name))
         for name, m in model.named_modules()
-        if isinstance(m, nn.Linear) and m.out_features == classes
+        if isinstance(m, nn.Linear) and m.out_features == task.classes
     ]
-    return heads[-1] if heads else None
+    try:
+        with torch.no_grad():
+            final = model(torch.zeros(2, *task.input_shape))
+    finally:
+        for handle in handles:
+            handle.remove()
+    ends = [name for name, output in outputs.items() if torch.equal(output, final)]
+    return next(iter([*ends, *reversed(outputs)]), None)
 
 
 def infer_labels(
@@ -49,12 +66,15 @@ def infer_labels(
     task: Task,
     images: int,
     auxiliary: Samples | None = None,
+    *,
+    same: str | None = None,
 ) -> Tensor:
     """Labels ``[images]`` of the batch behind ``gradient``, in ascending order.
 
-    One sample: `single_label`, exact. More: `count_labels` on `mean_outputs`, for which the
-    network with ``state`` is run on auxiliary data, or on noise without. Without any
-    evidence the classes are taken in turn, which is a guess.
+    One sample and one step: `single_label`, exact. More: `count_labels` on `mean_outputs`, for
+    which the network with ``state`` (which ``same`` may name, see `reference`) is run on
+    auxiliary data, or on noise without. Without any evidence the classes are taken in turn,
+    which is a guess.
 
     Not always exact for several samples (docs/reproduction.md): of clients with 2 of 10
     classes all counts of up to 8 images are right on untrained networks, and 94 % at 16 on
@@ -63,7 +83,7 @@ def infer_labels(
     (n = 32). Of several local steps ``gradient`` is the mean and ``state`` the middle of
     the way; the more the network learns on it, the worse the counts.
     """
-    head = classifier(model, task.classes)
+    head = classifier(model, task)
     weight, bias = (f"{head}.{own}".lstrip(".") for own in ("weight", "bias"))
     rows = gradient[weight].double() if weight in gradient else None
     slopes = gradient[bias].double() if bias in gradient else None
@@ -71,7 +91,7 @@ def infer_labels(
         return (torch.arange(images) % task.classes).sort().values
     if images == 1 and (slopes is not None or task.classes > 2):
         return single_label(slopes, rows)
-    known = reference(model, state, task, head, auxiliary)
+    known = reference(model, state, task, head, auxiliary, same=same)
     if slopes is None:
         assert rows is not None
         slopes = rows @ unit_functional(known.representations)

@@ -109,8 +109,9 @@ class Client:
 def steps(training: LocalTraining, images: int) -> Iterator[slice]:
     """Which images each local step sees, in the order they are held.
 
-    The order within one epoch is a matter of naming. If the client shuffles anew in each
-    epoch, later epochs differ from this, which is the price of not knowing the order.
+    The order of the images within one epoch is a matter of naming, that of labels that are
+    held fixed is not (`adversaries.matching.lane_labels`). If the client shuffles anew in
+    each epoch, later epochs differ from this, which is the price of not knowing the order.
     """
     if training.algorithm == "fedsgd":
         yield slice(0, images)

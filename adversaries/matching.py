@@ -101,13 +101,15 @@ def make_batch(
     restarts: int,
     lanes: int,
     device: torch.device,
+    seed: int = 0,
     dtype: torch.dtype = torch.float32,
     unrolled: bool = True,
 ) -> Batch:
     """One batch of ``lanes`` lanes (`lane_count`).
 
     What is missing repeats the last target, so that a short chunk computes the same bits
-    as a full one. The lanes of one target lie side by side.
+    as a full one. The lanes of one target lie side by side. ``seed`` draws the orders of
+    labels (`lane_labels`).
     """
     own = [target for target in chunk.targets for _ in range(restarts)]
     every = [*own, *[own[-1]] * (lanes - len(own))]
@@ -138,8 +140,27 @@ def make_batch(
         task=chunk.observation.task,
         observed=tuple(stacked([lane.observed[k] for lane in every]) for k in range(len(sent))),
         statistics=stacked([lane.statistics for lane in every]),
-        labels=torch.stack([lane.labels for lane in every]).to(device),
+        labels=lane_labels(chunk, client, restarts=restarts, lanes=lanes, seed=seed).to(device),
     )
+
+
+def lane_labels(chunk: Chunk, client: Client, *, restarts: int, lanes: int, seed: int) -> Tensor:
+    """Labels ``[lanes, images]``, on the CPU.
+
+    Where it matters which local batch, or which member of an aggregate, holds a label and
+    that is not known, each restart has an order of its own; the objective tells which was
+    right. Elsewhere the order is a matter of naming.
+    """
+    matters = not client.one_step or len(client.members) > 1
+
+    def own(target: Target, restart: int) -> Tensor:
+        if target.placed or not matters:
+            return target.labels
+        draw = generator(seed, target.key, restart, "label order")
+        return target.labels[torch.randperm(len(target.labels), generator=draw)]
+
+    labels = [own(target, restart) for target in chunk.targets for restart in range(restarts)]
+    return torch.stack([*labels, *[labels[-1]] * (lanes - len(labels))])
 
 
 def lane_draws(

@@ -24,11 +24,14 @@ Step = Callable[[Tensor], tuple[Tensor, Tensor]]
 def replayable(step: Step, example: Tensor, *, calls: int, compiled: bool = False) -> Step:
     """``step`` for ``calls`` calls with states like ``example``; everything else is fixed.
 
-    With ``compiled`` the graph goes through `torch.compile` as well.
+    With ``compiled`` it goes through `torch.compile` instead, which keeps its kernels for
+    later steps of the same shapes.
     """
-    if calls < WORTHWHILE and not compiled:
+    if compiled:
+        return torch.compile(step)
+    if calls < WORTHWHILE:
         return step
     graph = make_fx(step)(example)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    return torch.compile(graph) if compiled else graph
+    return graph

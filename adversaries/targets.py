@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,12 +21,15 @@ class Target:
     """One observation, ready for matching, on the CPU.
 
     ``observed`` holds what was seen of each linked round, in gradient units and float64;
-    ``labels [images]``; ``statistics`` what batch norm told, if that is used.
+    ``labels [images]``; ``statistics`` what batch norm told, if that is used. ``placed``
+    says whether each label belongs to the image at its place: if not, and it matters which
+    local batch holds it, that is part of the search.
     """
 
     key: str
     observed: tuple[Tensors, ...]
     labels: Tensor
+    placed: bool = False
     statistics: Tensors = field(default_factory=dict)
 
 
@@ -61,7 +64,10 @@ def members_of(exchange: Exchange, training: LocalTraining) -> tuple[int, ...]:
         )
     counts = tuple(training.images(n) for n in exchange.members or (exchange.num_examples,))
     if not all(counts):
-        raise Unattackable(f"no image took part in the update (clients held {counts})")
+        raise Unattackable(
+            f"no image took part in the update (clients held {exchange.num_examples}, batch_size "
+            f"{training.batch_size}): expected one whole batch, or drop_last = false"
+        )
     return counts
 
 
@@ -86,8 +92,6 @@ def gradient_units(exchange: Exchange, training: LocalTraining, *, merged: int =
     broken = [name for name, value in seen.items() if not value.isfinite().all()]
     if broken:
         raise Unattackable(f"the update holds values that are not finite, first in {broken[0]}")
-    if not any(value.any() for value in seen.values()):
-        raise Unattackable("the update is zero everywhere, so it tells nothing")
     return seen
 
 
@@ -100,7 +104,8 @@ def check_linked(observation: Observation, training: LocalTraining) -> None:
     counts = {exchange.num_examples for exchange in observation.exchanges}
     if len(counts) > 1:
         raise Unattackable(
-            f"the linked rounds hold {sorted(map(str, counts))} images: not the same"
+            f"the linked rounds hold {sorted(map(str, counts))} images: expected equally many, "
+            f"or unit = 'update'"
         )
     drawn = training.algorithm == "fedsgd" and training.order == "shuffled"
     if len(observation.exchanges) > 1 and drawn and counts == {training.batch_size}:
@@ -117,8 +122,9 @@ def halfway(exchange: Exchange, seen: Iterable[str], steps: int) -> dict[str, Te
     Those of one step are as sent, and so are those whose update is not ``seen``.
     """
     share = 0.5 if steps > 1 else 0.0
-    moved = {n: exchange.parameters[n] + share * exchange.update[n] for n in seen}
-    return {**exchange.parameters, **moved}
+    sent = exchange.parameters
+    moved = {n: sent[n] + share * exchange.update[n].to(sent[n].dtype) for n in seen}
+    return {**sent, **moved}
 
 
 def prepare(observation: Observation, model: nn.Module, *, unrolled: bool = True) -> Target:
@@ -133,20 +139,48 @@ def prepare(observation: Observation, model: nn.Module, *, unrolled: bool = True
     members, *_ = [members_of(exchange, training) for exchange in observation.exchanges]
     check_linked(observation, training)
     taken = max(training.steps(n) for n in members)
-    merged = 0 if unrolled and taken > 1 else taken
-    everything = [gradient_units(e, training, merged=merged) for e in observation.exchanges]
-    seen = tuple(
-        {n: g for n, g in one.items() if n not in observation.withheld} for one in everything
-    )
-    if not seen[0]:
-        raise Unattackable("every layer of the update is withheld")
-    labels = observation.labels
+    rounds = observation.exchanges
+    merged = [gradient_units(e, training, merged=taken) for e in rounds]
+    if unrolled and taken > 1:
+        everything = [gradient_units(e, training, merged=0) for e in rounds]
+    else:
+        everything = merged
+    seen = tuple(visible(one, observation.withheld) for one in everything)
+    labels, placed = observation.labels, training.order == "sequential"
     if labels is None:
-        first = observation.exchanges[0]
-        mean = {n: torch.stack([one[n] for one in seen]).mean(0) for n in seen[0]}
-        mean = mean if merged else {n: g / taken for n, g in mean.items()}
-        state = {**halfway(first, seen[0], taken), **first.buffers}
-        labels = infer_labels(
-            mean, model, state, observation.task, sum(members), observation.auxiliary
+        labels = inferred(observation, model, visible_mean(merged, seen[0]), taken, sum(members))
+        placed = False
+    return Target(observation.key, seen, labels[: sum(members)], placed)
+
+
+def visible(gradient: Tensors, withheld: Collection[str]) -> dict[str, Tensor]:
+    """What of a gradient is not withheld.
+
+    Raises:
+        Unattackable: nothing, or zeros.
+    """
+    seen = {n: g for n, g in gradient.items() if n not in withheld}
+    if not seen:
+        raise Unattackable(
+            "every layer of the update is withheld: expected a threat model that leaves one"
         )
-    return Target(observation.key, seen, labels[: sum(members)])
+    if not any(g.any() for g in seen.values()):
+        raise Unattackable("the update is zero everywhere, so it tells nothing")
+    return seen
+
+
+def visible_mean(gradients: Sequence[Tensors], seen: Iterable[str]) -> dict[str, Tensor]:
+    """Mean over linked rounds of those tensors that are ``seen``."""
+    return {n: torch.stack([one[n] for one in gradients]).mean(0) for n in seen}
+
+
+def inferred(
+    observation: Observation, model: nn.Module, gradient: Tensors, taken: int, images: int
+) -> Tensor:
+    """`infer_labels` of the mean ``gradient`` of ``taken`` local steps."""
+    first = observation.exchanges[0]
+    state = {**halfway(first, gradient, taken), **first.buffers}
+    sent = first.global_digest if taken == 1 else None
+    return infer_labels(
+        gradient, model, state, observation.task, images, observation.auxiliary, same=sent
+    )

@@ -14,11 +14,12 @@ from adversaries.differentiability import check_differentiable
 from adversaries.gradient_matching import GradientMatching
 from adversaries.gradient_similarity import GradientSimilarity
 from adversaries.local_steps import Client, Sent, skeleton
+from adversaries.matching import Chunk
 from adversaries.parts import PartError, select
 from adversaries.targets import Unattackable
 from fl_privacy.testing import toy_model, toy_observations
 from fl_privacy.testing.toys import TASK
-from fl_privacy.types import Exchange, LocalTraining, Observation, Reconstruction
+from fl_privacy.types import Exchange, Failure, LocalTraining, Observation, Reconstruction
 
 CPU = torch.device("cpu")
 
@@ -156,25 +157,43 @@ def test_out_of_memory_halves_the_batch_and_one_target_is_the_last_resort(
     observations, _ = toy_observations(5)
     attack = GradientSimilarity(iterations=3, width=5)
     whole = list(attack.attack(observations, seed=0, device=CPU))
-    solve, widths = GradientMatching._solve, []
+    solve, widths = GradientMatching.solve, []
 
     def limited(limit: int) -> object:
-        def run(self: GradientMatching, chunk: object, width: int, *rest: object) -> object:
+        def run(self: GradientMatching, chunk: object, width: int, **rest: object) -> object:
             widths.append(width)
             if width > limit:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return solve(self, chunk, width, *rest)  # type: ignore[arg-type]
+            return solve(self, chunk, width, **rest)  # type: ignore[arg-type]
 
         return run
 
-    monkeypatch.setattr(GradientMatching, "_solve", limited(2))
+    monkeypatch.setattr(GradientMatching, "solve", limited(2))
     halved = list(attack.attack(observations, seed=0, device=CPU))
-    assert widths[:2] == [5, 2]
+    assert widths == [5, 2, 2, 2]
     assert [r.key for r in halved] == [r.key for r in whole]
-    assert all(isinstance(r, Reconstruction) for r in halved)
-    monkeypatch.setattr(GradientMatching, "_solve", limited(0))
+    for result in halved:
+        assert isinstance(result, Reconstruction)
+        assert "in batches of 2, as the memory did not suffice for 5" in result.outcome.message
+    monkeypatch.setattr(GradientMatching, "solve", limited(0))
     reasons = [getattr(r, "reason", "") for r in attack.attack(observations, seed=0, device=CPU)]
     assert all("does not fit into memory" in reason for reason in reasons)
+
+
+def test_a_width_that_did_not_fit_is_not_tried_again_and_only_what_does_not_fit_fails() -> None:
+    observations, _ = toy_observations(8)
+    tried: list[int] = []
+
+    class Small(GradientSimilarity):
+        def solve(self, chunk: Chunk, width: int, **rest: object) -> list[Reconstruction]:
+            tried.append(width)
+            if width > 2 or any(t.key == observations[1].key for t in chunk.targets):
+                raise MemoryError
+            return super().solve(chunk, width, **rest)  # type: ignore[arg-type]
+
+    results = list(Small(iterations=1, width=4).attack(observations, seed=0, device=CPU))
+    assert [isinstance(r, Failure) for r in results] == [i == 1 for i in range(8)]
+    assert tried == [4, 2, 1, 1, 1, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

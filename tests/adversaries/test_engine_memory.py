@@ -55,12 +55,14 @@ def test_updates_live_no_longer_than_their_chunk(monkeypatch: pytest.MonkeyPatch
     observations = [watched(o, raw) for o in toy_observations(5 * WIDTH)[0]]
     solve = GradientMatching.solve
 
-    def count(self: GradientMatching, chunk: Chunk, **known: object) -> list[Reconstruction]:
+    def count(
+        self: GradientMatching, chunk: Chunk, width: int, **known: object
+    ) -> list[Reconstruction]:
         for target in chunk.targets:
             prepared(target)
             for tensor in target.observed[0].values():
                 raw(tensor)
-        return solve(self, chunk, **known)  # type: ignore[arg-type]
+        return solve(self, chunk, width, **known)  # type: ignore[arg-type]
 
     monkeypatch.setattr(GradientMatching, "solve", count)
     attack = GradientSimilarity(iterations=2, width=WIDTH)
@@ -83,8 +85,10 @@ def test_results_of_other_targets_do_not_pile_up(monkeypatch: pytest.MonkeyPatch
     ]
     solve = GradientMatching.solve
 
-    def count(self: GradientMatching, chunk: Chunk, **known: object) -> list[Reconstruction]:
-        results = solve(self, chunk, **known)  # type: ignore[arg-type]
+    def count(
+        self: GradientMatching, chunk: Chunk, width: int, **known: object
+    ) -> list[Reconstruction]:
+        results = solve(self, chunk, width, **known)  # type: ignore[arg-type]
         for result in results:
             made(result)
         return results

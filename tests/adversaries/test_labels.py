@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+import adversaries.reference
 from adversaries.labels import (
     Evidence,
     classifier,
@@ -17,10 +18,13 @@ from adversaries.labels import (
     single_label,
     unit_functional,
 )
-from adversaries.reference import COUNT, evenly, noise, reference
+from adversaries.local_steps import skeleton
+from adversaries.reference import COUNT, Reference, evenly, noise, reference
+from adversaries.targets import prepare
 from fl_privacy import component
-from fl_privacy.testing.toys import TASK, toy_model, toy_samples
-from fl_privacy.types import Task
+from fl_privacy.testing.toys import TASK, toy_model, toy_observations, toy_samples
+from fl_privacy.threat_model import ThreatModel
+from fl_privacy.types import LocalTraining, Task
 
 
 def gradient_of(
@@ -107,10 +111,43 @@ def test_without_evidence_the_labels_are_a_guess() -> None:
     assert infer_labels({}, model, {}, TASK, 6).tolist() == [0, 0, 1, 1, 2, 3]
 
 
-def test_the_classifier_is_the_last_linear_layer_with_a_row_a_class() -> None:
-    assert classifier(toy_model(), 4) == "3"
-    assert classifier(nn.Linear(36, 4, bias=False), 4) == ""
-    assert classifier(nn.Conv2d(1, 4, 3), 4) is None
+class Heads(nn.Module):
+    """Three heads, of which one is the output; two run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early, self.body = nn.Linear(36, 4), nn.Linear(36, 8)
+        self.out, self.unused = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        self.early(x)
+        out: Tensor = self.out(self.body(x).sigmoid())
+        return out
+
+
+def test_the_classifier_is_the_layer_whose_output_is_the_networks() -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(36, 4, bias=False))
+    assert classifier(toy_model(), TASK) == "3"
+    assert classifier(flat, TASK) == "1"
+    assert classifier(nn.Sequential(flat, nn.LogSoftmax(1)), TASK) == "0.1"
+    assert classifier(nn.Sequential(nn.Flatten(), nn.Linear(36, 5)), TASK) is None
+    assert classifier(Heads(), TASK) == "out"
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_heads_that_are_not_the_output_do_not_mislead(images: int) -> None:
+    torch.manual_seed(0)
+    model, labels = Heads(), torch.tensor([1, 3, 3])[:images]
+    outputs = model(toy_samples(images).inputs)
+    loss = nn.functional.cross_entropy(outputs, labels)
+    named = dict(model.named_parameters())
+    found = torch.autograd.grad(
+        loss, list(named.values()), materialize_grads=True, allow_unused=True
+    )
+    gradient = dict(zip(named, found, strict=True))
+    state = dict(model.state_dict())
+    assert infer_labels(gradient, model, state, TASK, images).tolist() == labels.tolist()
 
 
 DATA = component.create("datasets", "fashion-mini")
@@ -219,3 +256,39 @@ def test_auxiliary_data_is_taken_from_all_of_it() -> None:
     chosen = evenly(torch.arange(10_000))
     assert len(chosen) == COUNT
     assert chosen[[0, -1]].tolist() == [0, 9_999]
+
+
+def test_aggregates_and_float64_updates_have_labels_too() -> None:
+    aggregates, _ = toy_observations(3, threat_model=ThreatModel(unit="aggregate"))
+    (aggregate,) = aggregates
+    model = skeleton(toy_model(), LocalTraining(lr=0.1))
+    assert prepare(aggregate, model).labels.tolist() == [0, 1, 2]
+    (exchange,) = aggregate.exchanges
+    for dtype in (torch.float32, torch.float64):
+        update = {n: u.to(dtype) for n, u in exchange.update.items()}
+        sent = {n: p.to(dtype) for n, p in exchange.parameters.items()}
+        other = replace(exchange, update=update, parameters=sent)
+        assert len(prepare(replace(aggregate, exchanges=(other,)), model).labels) == 3
+
+
+def test_references_go_through_the_network_once_for_all_that_were_sent_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    run = adversaries.reference._reference
+
+    def counted(*arguments: object) -> Reference:
+        asked.append("once")
+        return run(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(adversaries.reference, "_reference", counted)
+    (observation, *_), _ = toy_observations(1)
+    (exchange,) = observation.exchanges
+    pair = replace(observation, exchanges=(replace(exchange, num_examples=2),))
+    model = skeleton(toy_model(), LocalTraining(lr=0.1))
+    prepare(pair, model)
+    prepare(pair, model)
+    assert len(asked) == 1
+    elsewhere = replace(exchange, num_examples=2, global_digest="other")
+    prepare(replace(pair, exchanges=(elsewhere,)), model)
+    assert len(asked) == 2

@@ -1,6 +1,7 @@
 """The simulated client against the real one, step by step."""
 
 import uuid
+from dataclasses import replace
 
 import pytest
 import torch
@@ -137,14 +138,38 @@ def error_of(attack: object, observations: list[Observation], truth: Tensor) -> 
     return float(every.min(0).values.mean())
 
 
-def test_fedavg_updates_are_inverted_by_unrolling_and_worse_without() -> None:
-    training = LocalTraining(algorithm="fedavg", lr=0.5, epochs=4, batch_size=1, order="sequential")
-    samples = toy_samples(2)
+@pytest.mark.parametrize("held", [(0, 1), (1, 0), (2, 0, 1)])
+def test_fedavg_updates_are_inverted_by_unrolling_and_worse_without(held: tuple[int, ...]) -> None:
+    """Whatever the order of the labels in the local batches, one restart finds it."""
+    training = LocalTraining(algorithm="fedavg", lr=0.1, epochs=4, batch_size=1, order="sequential")
+    samples = Samples(toy_samples(len(held)).inputs, torch.tensor(held))
     observations = observe(training, samples)
-    attack = IDLG(iterations=20)
+    attack = IDLG(iterations=20, restarts=12)
     ignored = attack.model_copy(update={"local_steps": "ignore"})
     assert error_of(attack, observations, samples.inputs) < 1e-3
     assert error_of(ignored, observations, samples.inputs) > 1e-2
+
+
+@pytest.mark.parametrize("unrolled", [True, False])
+def test_labels_of_several_steps_allow_for_momentum_and_decay(unrolled: bool) -> None:
+    training = LocalTraining(
+        algorithm="fedavg", lr=0.01, epochs=3, batch_size=2, momentum=0.9, weight_decay=0.1
+    )
+    samples = Samples(toy_samples(6).inputs, torch.tensor([3, 1, 3, 3, 1, 1]))
+    (observation,) = observe(training, samples)
+    model = skeleton(toy_model(), training)
+    target = prepare(observation, model, unrolled=unrolled)
+    assert target.labels.tolist() == [1, 1, 1, 3, 3, 3]
+
+
+def test_labels_that_are_granted_stay_in_place_only_if_the_order_is_known() -> None:
+    samples = Samples(toy_samples(4).inputs, torch.tensor([2, 0, 3, 1]))
+    for order, known in (("sequential", True), ("shuffled", False)):
+        training = LocalTraining(algorithm="fedavg", epochs=2, batch_size=2, order=order)
+        (observation,) = observe(training, samples)
+        model = skeleton(toy_model(), training)
+        assert not prepare(observation, model).placed
+        assert prepare(replace(observation, labels=samples.labels), model).placed == known
 
 
 def test_linked_rounds_of_one_client_are_attacked_together() -> None:

@@ -66,7 +66,7 @@ DROPPED = LocalTraining(algorithm="fedavg", batch_size=4, drop_last=True)
             with_exchange(lambda e: replace(e, update={n: u * 0 for n, u in e.update.items()})),
             "the update is zero everywhere, so it tells nothing",
         ),
-        (linked(2), "the linked rounds hold ['1', '2'] images: not the same"),
+        (linked(2), "the linked rounds hold ['1', '2'] images: expected equally many"),
         (
             replace(toy(), withheld=("1.weight", "1.bias", "3.weight", "3.bias")),
             "every layer of the update is withheld",
