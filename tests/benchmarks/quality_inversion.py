@@ -1,45 +1,63 @@
 """How well attacks invert the updates of real clients, on any ``.npz`` images.
 
-Prints, for each adversary, mean PSNR with its 95 % interval, quartiles, the shares above
+Prints, for each adversary, mean PSNR with its 95 % interval and quartiles over the ``n``
+targets that could be attacked; over all targets, failed ones counting as 0, the shares above
 25 dB and identified among 1,000 other images, and the labels found. The first rows guess:
 the mean image, the best constant, and the training image of the label whose gradient fits
-best, from 2,000 training images. Targets are test images drawn by the seed; nothing is
-chosen by the truth. Examples::
+best, from all of 2,000 training images. Targets are test images drawn by the seed; nothing
+is chosen by the truth. Examples::
 
     python tests/benchmarks/quality_inversion.py DATA/cifar10_20k.npz \\
         gradient_similarity "dlg(iterations=300)" rgap --targets 100
     python tests/benchmarks/quality_inversion.py DATA/cifar10_20k.npz \\
         "gradient_similarity(iterations=4800)" --targets 25 --images 4 \\
         --algorithm fedavg --epochs 5 --batch-size 2 --lr 0.01
+    python tests/benchmarks/quality_inversion.py DATA/cifar10_20k.npz \\
+        "gradient_similarity(iterations=4800, restarts=4)" --targets 25 --images 4 \\
+        --algorithm fedavg --epochs 5 --batch-size 2 --lr 0.01 --order shuffled
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from adversaries.local_steps import Client, Sent, skeleton
+from adversaries.targets import gradient_units, prepare
 from clients.training import evaluate_model, local_train
 from fl_privacy import component
 from fl_privacy.analysis import METRICS, Plan, analyze
+from fl_privacy.attack_command import failures
 from fl_privacy.attack_progress import attack_progress
 from fl_privacy.metrics.statistics import mean_interval, quartiles, share_interval, wilson
 from fl_privacy.protocols import Dataset
-from fl_privacy.recording import Layout, Manifest, RecordingWriter
-from fl_privacy.results import ResultSet
+from fl_privacy.recording import Layout, Manifest, Recording, RecordingWriter
 from fl_privacy.seeding import generator
 from fl_privacy.threat_model import ThreatModel
 from fl_privacy.truth import TruthVault
-from fl_privacy.types import LocalTraining, Samples, Task
+from fl_privacy.types import Exchange, LocalTraining, Observation, Samples
 
-GUESSES = ("baseline", "baseline(guess='constant')", "nearest_image")
 AUXILIARY = 2000
+GUESSES = ("baseline", "baseline(guess='constant')", f"nearest_image(candidates={AUXILIARY})")
+COLUMNS = (
+    "adversary",
+    "PSNR dB [95 %]",
+    "quartiles",
+    "> 25 dB, %",
+    "identified, %",
+    "labels, %",
+    "n",
+    "failed",
+    "s",
+)
 
 
 def trained(model: nn.Module, source: Dataset, epochs: int, seed: int) -> nn.Module:
@@ -64,7 +82,7 @@ def record(run: Path, dataset: str, model: nn.Module, options: argparse.Namespac
     manifest = Manifest(
         created="", model=options.model, dataset=dataset, task=task, local_training=training
     )
-    vault, errors = TruthVault(run / "truth"), []
+    vault = TruthVault(run / "truth")
     with RecordingWriter.open(run / "recording", manifest) as writer:
         _, digest = writer.put_global({n: t.numpy() for n, t in sent.items()}, layout)
         for node, chosen in enumerate(order.split(options.images)):  # type: ignore[no-untyped-call]
@@ -72,7 +90,6 @@ def record(run: Path, dataset: str, model: nn.Module, options: argparse.Namespac
             model.load_state_dict(sent)
             draw = generator(options.seed, "client", node)
             result = local_train(model, task, held, training, generator=draw)
-            errors.append(mismatch(model, sent, result.state, task, held, training))
             writer.append(
                 round=1,
                 node=str(node),
@@ -83,29 +100,44 @@ def record(run: Path, dataset: str, model: nn.Module, options: argparse.Namespac
             )
             vault.write(attempt=1, round=1, node=str(node), step=0, samples=held, indices=chosen)
     model.load_state_dict(sent)
-    if training.algorithm == "fedavg":
-        print(
-            f"simulated from the truth in the order held, the update differs from the client's by "
-            f"{median(errors):.2g} of its length (median; {training.order} order)\n"
-        )
 
 
-def mismatch(
-    model: nn.Module,
-    sent: dict[str, Tensor],
-    left: dict[str, Tensor],
-    task: Task,
-    held: Samples,
-    training: LocalTraining,
-) -> float:
-    """Relative distance of the real update from the one unrolled from the truth."""
-    names = [n for n, _ in model.named_parameters()]
-    buffers = {n: sent[n] for n, _ in model.named_buffers() if n in sent}
-    known = Sent({n: sent[n] for n in names}, buffers)
-    client = Client(skeleton(model, training), training, (len(held),), (known,))
-    (unrolled,) = client.simulate(task.normalize(held.inputs), held.labels)
-    real = torch.cat([((sent[n] - left[n]) / training.lr).flatten() for n in names])
-    found = torch.cat([unrolled[n].detach().flatten() for n in names])
+def report_mismatch(run: Path, threat_model: ThreatModel) -> None:
+    """How far updates simulated from the true images are from the clients', by their labels."""
+    recording, vault = Recording(run / "recording"), TruthVault(run / "truth")
+
+    def told(exchange: Exchange) -> Tensor:
+        return vault.samples([exchange]).labels
+
+    true, used = [], []
+    for observation in threat_model.observe(recording, oracle=told):
+        held, training = vault.samples(observation.exchanges), observation.local_training
+        assert training is not None, "the recording names it"
+        attacked = prepare(observation, skeleton(observation.model(), training))
+        true.append(mismatch(observation, held.inputs, held.labels))
+        used.append(mismatch(observation, held.inputs, attacked.labels))
+    print(
+        f"simulated from the true images in the order held ({training.order} training), updates "
+        f"differ from the clients' by {median(true):.2g} of their length with the true labels, "
+        f"each at its image, and by {median(used):.2g} with the {threat_model.labels} labels as "
+        f"an attack gets them{'' if threat_model.oracles else ', in ascending order'} "
+        f"(medians, n = {len(true)})\n"
+    )
+
+
+def mismatch(observation: Observation, inputs: Tensor, labels: Tensor) -> float:
+    """Relative distance of the real update from the one unrolled from ``inputs``, ``labels``."""
+    (exchange,), training = observation.exchanges, observation.local_training
+    assert training is not None, "checked by the caller"
+    model = skeleton(observation.model(), training)
+    kept = dict(model.named_buffers())
+    buffers = {n: b for n, b in exchange.buffers.items() if n in kept}
+    known = Sent(dict(exchange.parameters), buffers)
+    client = Client(model, training, (len(labels),), (known,))
+    (unrolled,) = client.simulate(observation.task.normalize(inputs), labels)
+    seen = gradient_units(exchange, training, merged=0)
+    real = torch.cat([g.flatten() for g in seen.values()])
+    found = torch.cat([unrolled[n].detach().flatten() for n in seen])
     return float((found - real).norm() / real.norm())
 
 
@@ -130,29 +162,27 @@ def auxiliary(dataset: str, folder: Path) -> str:
     return f"npz(path={str(path)!r})"
 
 
-def line(name: str, result: ResultSet) -> str:
-    """One row of a Markdown table."""
-    rows = [row for row in result.rows() if row["psnr"] is not None]
-    if not rows:
-        return f"| {name} | no target attacked: {result.rows()[0]['message']} |"
-    psnr = [row["psnr"] for row in rows]
+def line(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """One row of a Markdown table; a target that could not be attacked has no share of 1."""
+    attacked = [row for row in rows if row["status"] != "failed"]
+    failed = [0.0] * (len(rows) - len(attacked))
+    psnr = [row["psnr"] for row in attacked]
     mean, spread = mean_interval(psnr), quartiles(psnr)
-    sharp = wilson(sum(value > 25 for value in psnr), len(psnr))
-    identified = share_interval(row["identifiability"] for row in rows)
-    labels = share_interval(row["label_accuracy"] for row in rows)
-    seconds = sum(row["seconds"] or 0.0 for row in rows)
-
-    def percent(share: object) -> str:
-        return "{:.0f} [{:.0f}, {:.0f}]".format(
-            *(100 * getattr(share, part) for part in ("mean", "low", "high"))
-        )
-
-    return (
-        f"| `{name}` | {mean.mean:.1f} [{mean.low:.1f}, {mean.high:.1f}] "
-        f"| {spread.lower:.1f} / {spread.median:.1f} / {spread.upper:.1f} "
-        f"| {percent(sharp)} | {percent(identified)} | {percent(labels)} "
-        f"| {mean.n} | {seconds:.0f} |"
+    shares = (
+        wilson(sum(value > 25 for value in psnr), len(rows)),
+        share_interval([*(row["identifiability"] for row in attacked), *failed]),
+        share_interval([*(row["label_accuracy"] for row in attacked), *failed]),
     )
+    cells = (
+        f"`{name}`",
+        f"{mean.mean:.1f} [{mean.low:.1f}, {mean.high:.1f}]",
+        f"{spread.lower:.1f} / {spread.median:.1f} / {spread.upper:.1f}",
+        *(f"{100 * s.mean:.0f} [{100 * s.low:.0f}, {100 * s.high:.0f}]" for s in shares),
+        f"{mean.n}",
+        f"{len(failed)}",
+        f"{sum(row['seconds'] or 0.0 for row in attacked):.0f}",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def parsed() -> argparse.Namespace:
@@ -189,9 +219,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         record(run, dataset, network, options)
+        if options.algorithm == "fedavg":
+            report_mismatch(run, ThreatModel(labels=labels))
         held = auxiliary(dataset, run)
-        columns = ("adversary", "PSNR dB [95 %]", "quartiles", "> 25 dB, %", "identified, %")
-        print("|", " | ".join((*columns, "labels, %", "n", "s")), "|\n" + "|---" * 8 + "|")
+        print("|", " | ".join(COLUMNS), "|\n" + "|---" * len(COLUMNS) + "|")
+        reasons = []
         for name in [*GUESSES, *options.adversaries]:
             granted = ThreatModel(auxiliary=held if name in GUESSES else "", labels=labels)
             plan = Plan(
@@ -201,7 +233,10 @@ def main() -> None:
                 metrics=(*METRICS, "identifiability"),
             )
             with attack_progress(name) as progress:
-                print(line(name, analyze(run, plan, progress=progress)), flush=True)
+                result = analyze(run, plan, progress=progress)
+            print(line(name, result.rows()), flush=True)
+            reasons += [f"{name}: {n} failed: {why}" for why, n in failures(result).items()]
+    print("", *reasons, sep="\n")
 
 
 if __name__ == "__main__":
