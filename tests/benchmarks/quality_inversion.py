@@ -109,10 +109,11 @@ def report_mismatch(run: Path, threat_model: ThreatModel) -> None:
     def told(exchange: Exchange) -> Tensor:
         return vault.samples([exchange]).labels
 
+    training = recording.manifest.local_training
+    assert training is not None, "`record` names it"
     true, used = [], []
     for observation in threat_model.observe(recording, oracle=told):
-        held, training = vault.samples(observation.exchanges), observation.local_training
-        assert training is not None, "the recording names it"
+        held = vault.samples(observation.exchanges)
         attacked = prepare(observation, skeleton(observation.model(), training))
         true.append(mismatch(observation, held.inputs, held.labels))
         used.append(mismatch(observation, held.inputs, attacked.labels))

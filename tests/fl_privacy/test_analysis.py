@@ -22,7 +22,7 @@ from fl_privacy.analysis import (
     resolve_device,
 )
 from fl_privacy.baseline_job import prepare_baseline
-from fl_privacy.component import ComponentError
+from fl_privacy.component import ComponentError, create, find, installed, spec_of
 from fl_privacy.datasets.arrays import DatasetError
 from fl_privacy.recording import Manifest, Recording, RecordingWriter
 from fl_privacy.report.reading import read_run
@@ -44,17 +44,15 @@ def outputs(run: Path, plan: Plan) -> list[tuple[Tensor, Tensor, float]]:
 
 
 def replace_truth_by_noise(run: Path) -> None:
+    """Other pictures, and labels none of which is the true one."""
     shutil.rmtree(run / "truth")
     vault = TruthVault(run / "truth")
-    for i in range(COUNT):
-        noise = Samples(torch.rand(1, *TASK.input_shape), torch.tensor([3 - i % 4]))
+    for i, entry in enumerate(Recording(run / "recording").entries()):
+        images = entry.num_examples or 0
+        held = torch.arange(i * images, (i + 1) * images)
+        noise = Samples(torch.rand(images, *TASK.input_shape), 3 - held % 4)
         vault.write(
-            attempt=1,
-            round=1 + i // 3,
-            node=str(i),
-            step=0,
-            samples=noise,
-            indices=torch.tensor([i]),
+            attempt=1, round=entry.round, node=entry.node, step=0, samples=noise, indices=held
         )
 
 
@@ -65,9 +63,17 @@ def same(a: list[tuple[Tensor, Tensor, float]], b: list[tuple[Tensor, Tensor, fl
     )
 
 
-@pytest.mark.parametrize("adversary", [ATTACK, "analytic", "baseline"])
-def test_non_interference(run: Path, adversary: str) -> None:
-    plan = Plan(adversary=adversary)
+ONE_IMAGE = {"analytic", "representation", "rgap"}
+"""Attacks that treat no target of several images."""
+
+
+@pytest.mark.parametrize("unit", ["update", "batch", "aggregate"])
+@pytest.mark.parametrize("name", sorted(installed("adversaries")))
+def test_non_interference(
+    request: pytest.FixtureRequest, tmp_path: Path, name: str, unit: str
+) -> None:
+    run: Path = request.getfixturevalue("batches" if unit == "batch" else "run")
+    plan = few_steps(name, unit, tmp_path)
     with_truth = outputs(run, plan)
     shutil.rmtree(run / "results")
     replace_truth_by_noise(run)
@@ -75,9 +81,25 @@ def test_non_interference(run: Path, adversary: str) -> None:
     shutil.rmtree(run / "results")
     shutil.rmtree(run / "truth")
     without = outputs(run, plan)
-    assert len(with_truth) == COUNT
+    attacked = {"update": COUNT, "batch": 3, "aggregate": 2}[unit]
+    assert len(with_truth) == (0 if unit != "update" and name in ONE_IMAGE else attacked)
     assert same(with_truth, with_noise)
     assert same(with_truth, without)
+
+
+def few_steps(name: str, unit: str, folder: Path) -> Plan:
+    """A short attack of two restarts, of which one has to be chosen, by an adversary."""
+    kind = find("adversaries", name)
+    short: dict[str, object] = {
+        n: 2 for n in ("iterations", "inner", "restarts") if n in kind.model_fields
+    }
+    adversary = create("adversaries", name, short)
+    known = (
+        saved(folder / "own.npz", TASK.input_shape) if adversary.requires & {"auxiliary"} else ""
+    )
+    granted = ThreatModel(unit="aggregate" if unit == "aggregate" else "update", auxiliary=known)
+    spec = spec_of("adversaries", adversary)
+    return Plan(adversary=spec, threat_model=granted, metrics=("psnr",))
 
 
 def test_an_oracle_acts_only_through_the_granted_labels(run: Path) -> None:
@@ -251,11 +273,16 @@ def test_the_baseline_gets_the_run_s_own_data_set(run: Path, tmp_path: Path) -> 
 
 
 def held_as(run: Path, path: Path, shape: tuple[int, ...]) -> Path:
-    """Make the manifest name a data set of eight inputs at ``path``."""
-    x, y = np.random.default_rng(0).random((8, *shape)), np.arange(8) % 4
-    np.savez(path, x_train=x, x_test=x, y_train=y, y_test=y)
-    renamed(run, dataset=f"npz(path={str(path)!r})")
+    """Make the manifest name a data set of sixteen inputs at ``path``."""
+    renamed(run, dataset=saved(path, shape))
     return path
+
+
+def saved(path: Path, shape: tuple[int, ...]) -> str:
+    """A data set of sixteen inputs at ``path``, by the name under which it is found."""
+    x, y = np.random.default_rng(0).random((16, *shape)), np.arange(16) % 4
+    np.savez(path, x_train=x, x_test=x, y_train=y, y_test=y)
+    return f"npz(path={str(path)!r})"
 
 
 def renamed(run: Path, **changes: object) -> None:
