@@ -2,19 +2,27 @@
 
 All three minimize the same objective (cosine + total variation) by signed Adam in a box,
 on the same targets, labels known. They are measured in alternation in one process; what
-counts are the ratios of medians. Run by `make bench`, which puts breaching on the path.
+counts are the ratios of medians. Ours runs in one batch and, for comparison, one target at a
+time. Run by `make bench`, which puts breaching on the path; on a GPU, where peak memory and
+utilization are printed too::
+
+    PYTHONPATH=.:.venv-bench .venv/bin/python tests/benchmarks/bench_gradient_similarity.py \\
+        --device cuda --only lenet-zhu --targets 1024
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import shutil
 import statistics
+import subprocess
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import metadata
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -33,7 +41,6 @@ from fl_privacy.types import LocalTraining, Observation, Reconstruction, Samples
 TASK = Task(input_shape=(3, 32, 32), classes=10, mean=(0.5,) * 3, std=(0.25,) * 3)
 TRAINING = LocalTraining(lr=0.1, batch_norm="eval")
 TV = 2e-3
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -53,13 +60,15 @@ class Setting:
 
 
 SETTINGS = (Setting("lenet-zhu", 32, 4, 150, 600), Setting("convnet64", 8, 1, 4, 0))
+DEFAULTS = ", ".join(f"{s.targets} on {s.model}" for s in SETTINGS)
+ALONE = "one at a time"
 
 
-def smooth_pictures(count: int) -> Samples:
-    """Random low-frequency pictures, which need no download."""
+def smooth_pictures(count: int, device: torch.device) -> Samples:
+    """Random low-frequency pictures on ``device``, which need no download."""
     coarse = torch.rand(count, 3, 5, 5, generator=generator(0, "bench"))
     inputs = F.interpolate(coarse, size=32, mode="bicubic", align_corners=True).clamp(0, 1)
-    return Samples(inputs, torch.arange(count) % 10)
+    return Samples(inputs.to(device), torch.arange(count, device=device) % 10)
 
 
 def gradients_of(model: nn.Module, samples: Samples, i: int) -> list[Tensor]:
@@ -92,10 +101,19 @@ def observe(setting: Setting, samples: Samples) -> list[Observation]:
     return ThreatModel().observe(Recording(location), model=setting.build)
 
 
-def ours(observations: list[Observation], iterations: int, *, compiled: bool = False) -> Tensor:
-    """All targets in one batch; pixels ``[targets, 3, 32, 32]``."""
-    attack = GradientSimilarity(iterations=iterations, tv=TV, compiled=compiled)
-    results = attack.attack(observations, seed=0, device=CPU)
+def ours(
+    observations: list[Observation],
+    iterations: int,
+    device: torch.device,
+    *,
+    width: int = 0,
+    compiled: bool = False,
+) -> Tensor:
+    """Batches of ``width`` targets, by default all in one; pixels ``[targets, 3, 32, 32]``."""
+    attack = GradientSimilarity(
+        iterations=iterations, tv=TV, compiled=compiled, width=width or len(observations)
+    )
+    results = attack.attack(observations, seed=0, device=device)
     return torch.cat([r.inputs for r in results if isinstance(r, Reconstruction)])
 
 
@@ -111,11 +129,13 @@ def objective_of(model: nn.Module, x: Tensor, label: Tensor, observed: list[Tens
 
 def plain_loop(model: nn.Module, samples: Samples, targets: range, iterations: int) -> Tensor:
     """One target after the other, as most code does it; gradient on the input only."""
-    low, high = (TASK.normalize(torch.full(TASK.input_shape, v)) for v in (0.0, 1.0))
+    device = samples.inputs.device
+    low, high = (TASK.normalize(torch.full(TASK.input_shape, v)).to(device) for v in (0.0, 1.0))
     found = []
     for i in targets:
         observed = gradients_of(model, samples, i)
-        x = torch.randn(1, *TASK.input_shape, generator=generator(0, i)).requires_grad_(True)
+        start = torch.randn(1, *TASK.input_shape, generator=generator(0, i))
+        x = start.to(device).requires_grad_(True)
         optimizer = torch.optim.Adam([x], lr=0.1)
         milestones = [iterations * k // 8 for k in (3, 5, 7)]
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
@@ -143,7 +163,7 @@ def breaching_loop(
     config.optim.max_iterations = iterations
     config.optim.callback = iterations + 1
     config.regularization.total_variation.scale = TV
-    setup = {"device": CPU, "dtype": torch.float32}
+    setup = {"device": samples.inputs.device, "dtype": torch.float32}
     attacker = breaching.attacks.prepare_attack(model, nn.CrossEntropyLoss(), config, setup)
     metadata = SimpleNamespace(
         shape=TASK.input_shape,
@@ -176,15 +196,18 @@ def breaching_loop(
 
 
 def timed(run: Callable[[], Tensor | None]) -> tuple[float, Tensor | None]:
-    """Seconds and result, with the peer's chatter swallowed."""
+    """Seconds until the device is done, and result, with the peer's chatter swallowed."""
     with redirect_stdout(io.StringIO()):
         start = time.perf_counter()
         result = run()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         return time.perf_counter() - start, result
 
 
 def final(model: nn.Module, samples: Samples, pictures: Tensor) -> str:
     """Mean objective and PSNR of what an attack found."""
+    pictures = pictures.to(samples.inputs.device)
     losses = [
         objective_of(
             model,
@@ -198,14 +221,16 @@ def final(model: nn.Module, samples: Samples, pictures: Tensor) -> str:
     return f"objective {statistics.mean(losses):.4f}, PSNR {psnr:.1f} dB, n = {len(pictures)}"
 
 
-def measure(setting: Setting, repeats: int, *, compiled: bool) -> None:
+def measure(setting: Setting, repeats: int, device: torch.device, *, compiled: bool) -> None:
     """Print target-iterations a second and the ratios for one network."""
-    samples, model = smooth_pictures(setting.targets), setting.build()
-    observations = observe(setting, samples)
+    observations = observe(setting, smooth_pictures(setting.targets, torch.device("cpu")))
+    samples, model = smooth_pictures(setting.targets, device), setting.build().to(device)
 
-    def runs(iterations: int, few: int) -> dict[str, tuple[int, Callable[[], Tensor | None]]]:
+    def runs(iterations: int, most: int) -> dict[str, tuple[int, Callable[[], Tensor | None]]]:
+        few = min(most, setting.targets)
         return {
-            "ours": (setting.targets, lambda: ours(observations, iterations)),
+            "ours": (setting.targets, lambda: ours(observations, iterations, device)),
+            ALONE: (few, lambda: ours(observations[:few], iterations, device, width=1)),
             "loop": (few, lambda: plain_loop(model, samples, range(few), iterations)),
             "breaching": (few, lambda: breaching_loop(model, samples, range(few), iterations)),
         }
@@ -219,43 +244,92 @@ def measure(setting: Setting, repeats: int, *, compiled: bool) -> None:
                 rates.setdefault(name, []).append(count * setting.iterations / seconds)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     if compiled:
-        medians["compiled"] = compiled_rate(setting, observations)
+        medians["compiled"] = compiled_rate(setting, observations, device)
     for name, rate in medians.items():
-        print(f"{name:10s} {rate:9.1f} target-iterations/s  {1e3 / rate:8.3f} ms each")
-    for name in ("loop", "breaching", "compiled"):
+        print(f"{name:13s} {rate:9.1f} target-iterations/s  {1e3 / rate:8.3f} ms each")
+    for name in (ALONE, "loop", "breaching", "compiled"):
         if name in medians:
             print(f"ours / {name}: {medians['ours'] / medians[name]:.2f}")
     if "breaching" not in medians:
         print("breaching is not installed: run `make bench`")
+    if device.type == "cuda":
+        print(load(lambda: ours(observations, setting.iterations, device), device))
     if setting.quality:
         print(f"after {setting.quality} iterations")
         for name, (_, run) in runs(setting.quality, 8).items():
             _, result = timed(run)
             if result is not None:
-                print(f"{name:10s} {final(model, samples, result[:8])}")
+                print(f"{name:13s} {final(model, samples, result[:8])}")
 
 
-def compiled_rate(setting: Setting, observations: list[Observation]) -> float:
+def load(run: Callable[[], object], device: torch.device, seconds: float = 5) -> str:
+    """Peak memory and utilization of a GPU that does ``run`` again and again."""
+    torch.cuda.reset_peak_memory_stats(device)
+    watch = watched(device)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        run()
+    peak = torch.cuda.max_memory_allocated(device) / 2**30
+    readings = []
+    if watch:
+        watch.terminate()
+        readings = [int(word) for word in watch.communicate()[0].split() if word.isdecimal()]
+    used = f"{statistics.median(readings):.0f} % (median)" if readings else "could not be read"
+    return f"peak memory {peak:.2f} GiB, utilization {used}, n = {len(readings)}"
+
+
+def watched(device: torch.device) -> subprocess.Popen[str] | None:
+    """A process that writes the utilization of a GPU in percent, five times a second."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    chosen = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
+    query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=200"]
+    return subprocess.Popen(["nvidia-smi", chosen, *query], stdout=subprocess.PIPE, text=True)
+
+
+def compiled_rate(setting: Setting, observations: list[Observation], device: torch.device) -> float:
     """Target-iterations a second of the compiled step, from the difference of two runs."""
     few, many = setting.iterations, 9 * setting.iterations
-    short, _ = timed(lambda: ours(observations, few, compiled=True))
-    long, _ = timed(lambda: ours(observations, many, compiled=True))
+    short, _ = timed(lambda: ours(observations, few, device, compiled=True))
+    long, _ = timed(lambda: ours(observations, many, device, compiled=True))
     print(f"compiling took about {short:.0f} s")
     return setting.targets * (many - few) / (long - short)
 
 
+def versions(device: torch.device) -> str:
+    """Of all that decides the figures, and what they were measured on."""
+    try:
+        peer = metadata.version("breaching")
+    except metadata.PackageNotFoundError:
+        peer = "missing"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return (
+        f"fl-privacy {component.VERSION}, breaching {peer}, torch {torch.__version__}, "
+        f"{where}, threads {torch.get_num_threads()}"
+    )
+
+
 def main() -> None:
     """Print the versions, then each network."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default="", help="one network")
+    parser.add_argument("--device", default="cpu", type=torch.device, help="such as cuda")
+    parser.add_argument("--targets", type=int, help="in one batch; default: " + DEFAULTS)
+    parser.add_argument("--iterations", type=int, help="of each timed run")
+    parser.add_argument("--quality", type=int, help="iterations before objectives are compared")
     parser.add_argument("--compiled", action="store_true", help="also torch.compile, some 60 s")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    print("torch", torch.__version__, "threads", torch.get_num_threads())
+    print(versions(options.device))
+    changes = {n: getattr(options, n) for n in ("targets", "iterations", "quality")}
+    changes = {n: value for n, value in changes.items() if value is not None}
     for setting in SETTINGS:
         if options.only in ("", setting.model):
-            measure(setting, options.repeats, compiled=options.compiled)
+            chosen = replace(setting, **changes)
+            measure(chosen, options.repeats, options.device, compiled=options.compiled)
 
 
 if __name__ == "__main__":
