@@ -200,7 +200,7 @@ def timed(run: Callable[[], Tensor | None]) -> tuple[float, Tensor | None]:
     with redirect_stdout(io.StringIO()):
         start = time.perf_counter()
         result = run()
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
         return time.perf_counter() - start, result
 
