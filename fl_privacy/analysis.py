@@ -6,53 +6,40 @@ results, or to serve as the oracle that the threat model grants openly.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from pydantic import Field
 
 from fl_privacy import component
-from fl_privacy.code_digest import code_digest
-from fl_privacy.component import VERSION, Component
 from fl_privacy.metrics.preparing import prepared_metrics
+from fl_privacy.plan import Plan, config_of, resolve_device
 from fl_privacy.protocols import Adversary, Metric, Progress, silent
 from fl_privacy.recording import Recording
 from fl_privacy.result_rows import members_of, row
 from fl_privacy.results import (
     Cell,
-    MetricInfo,
     ResultConfig,
     ResultSet,
     ResultWriter,
     load_results,
 )
 from fl_privacy.run_folder import RunFolder
-from fl_privacy.threat_model import ThreatModel, check_requirements
+from fl_privacy.threat_model import check_requirements
 from fl_privacy.truth import TruthVault
 from fl_privacy.types import (
     Failure,
     ModelFactory,
     Observation,
-    PositiveInt,
     Reconstruction,
     Result,
     Task,
 )
 
-METRICS = ("psnr", "ssim", "mse", "label_accuracy")
-"""What every analysis is scored by, unless its plan says otherwise."""
-
 WRITE_EVERY = 32
 """Finished targets that are held back at most before they are written."""
-
-
-class AnalysisError(ValueError):
-    """An analysis that cannot be run as asked."""
 
 
 @runtime_checkable
@@ -62,22 +49,6 @@ class Batched(Protocol):
     width: int | None
 
     def plan_width(self, observations: Sequence[Observation], *, device: torch.device) -> int: ...
-
-
-class Plan(Component):
-    """One analysis: who attacks, knowing what, scored how."""
-
-    adversary: Annotated[str, Field(description="adversary, as name(setting=value)")]
-    threat_model: ThreatModel = ThreatModel()
-    metrics: tuple[str, ...] = METRICS
-    seed: int = 0
-    device: Annotated[str, Field(description="cpu, cuda, cuda:1; auto: cuda if there is one")] = (
-        "auto"
-    )
-    rounds: Annotated[str, Field(description="rounds to attack, such as 1-5,10; empty: all")] = ""
-    targets: Annotated[PositiveInt | None, Field(description="first targets only; none: all")] = (
-        None
-    )
 
 
 @dataclass(frozen=True)
@@ -150,44 +121,6 @@ def prepare(
     return Job(results, config, adversary, observations, metrics, vault, device)
 
 
-def config_of(
-    plan: Plan,
-    adversary: Adversary,
-    metrics: Mapping[str, Metric],
-    recording: Recording,
-    task: Task,
-    device: torch.device,
-) -> ResultConfig:
-    """What decides the numbers; the width of a batch is still open (0)."""
-    assert isinstance(adversary, Component), "component.create makes nothing else"
-    return ResultConfig(
-        name=component.parse(plan.adversary)[0],
-        adversary=component.spec_of("adversaries", adversary),
-        settings=adversary.model_dump(mode="json"),
-        requires=tuple(sorted(adversary.requires)),
-        model=recording.manifest.model or "",
-        task=task,
-        threat_model=plan.threat_model.model_dump(mode="json"),
-        seed=plan.seed,
-        device=device.type,
-        threads=torch.get_num_threads(),
-        width=0,
-        recording_digest=recording_digest(recording),
-        code_digest=code_digest(),
-        metrics=tuple(
-            MetricInfo(
-                name=n,
-                unit=m.unit,
-                higher_is_leakier=m.higher_is_leakier,
-                spec=component.spec_of("metrics", m) if isinstance(m, Component) else n,
-            )
-            for n, m in metrics.items()
-        ),
-        oracle=plan.threat_model.oracles,
-        versions={"fl-privacy": VERSION, "torch": torch.__version__, "numpy": np.__version__},
-    )
-
-
 def execute(job: Job, *, progress: Progress = silent) -> ResultSet:
     """Attack and write the results of ``job``, which are returned; what is done is not repeated.
 
@@ -241,28 +174,3 @@ def stored_width(run: Path, config: ResultConfig) -> int | None:
         if {**held.config.identity(), "width": None} == wanted:
             return held.config.width
     return None
-
-
-def recording_digest(recording: Recording) -> str:
-    """Identity of a recording: SHA-256 of its manifest, which is written once and has an id.
-
-    What was recorded under it is told apart target by target, whose keys are digests.
-    """
-    return hashlib.sha256(recording.manifest.model_dump_json().encode()).hexdigest()
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device a user named; ``auto`` prefers CUDA.
-
-    Raises:
-        AnalysisError: there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise AnalysisError(f"no device {name!r}: expected auto, cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise AnalysisError(f"device {name!r} is not available here: expected cpu or auto")
-    return device

@@ -14,11 +14,12 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from fl_privacy import component
-from fl_privacy.analysis import AnalysisError, Plan, execute, prepare
+from fl_privacy.analysis import execute, prepare
 from fl_privacy.attack_progress import attack_progress
 from fl_privacy.baseline_job import prepare_baseline
 from fl_privacy.component import ComponentError, describe
 from fl_privacy.custom_model import custom_model
+from fl_privacy.plan import AnalysisError, Plan
 from fl_privacy.printable import printable
 from fl_privacy.report import words
 from fl_privacy.report.scores import Analysis, Score, analyses, defenses, score

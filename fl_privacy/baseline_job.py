@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fl_privacy.analysis import Job, Plan, prepare
+from fl_privacy.analysis import Job, prepare
 from fl_privacy.component import ComponentError
 from fl_privacy.datasets.arrays import DatasetError
+from fl_privacy.plan import Plan
 from fl_privacy.recording import Recording
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.threat_model import ThreatModelError

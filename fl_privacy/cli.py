@@ -313,7 +313,7 @@ def attack(
     The exit status is 1 when not a single target could be attacked.
     """
     from fl_privacy import attack_command as command
-    from fl_privacy.analysis import METRICS, Plan
+    from fl_privacy.plan import METRICS, Plan
 
     plan = Plan(
         adversary=command.adversary_spec(adversary, set_ or []),

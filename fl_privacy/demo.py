@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fl_privacy import attack_command, simulation
-from fl_privacy.analysis import Plan
+from fl_privacy.plan import Plan
 from fl_privacy.report import write_report
 from fl_privacy.results import ResultSet
 from fl_privacy.round_progress import round_progress

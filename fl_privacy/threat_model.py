@@ -96,12 +96,7 @@ class ThreatModel(Component):
             RecordingError: the model does not fit what the server sent.
             ModelError: the model does not fit the task.
         """
-        task = task or recording.manifest.task
-        if task is None:
-            raise ThreatModelError(
-                "the recording names no task: give one with --task FILE.toml, which holds "
-                "input_shape = [channels, height, width], classes, mean and std"
-            )
+        task = task or manifest_task(recording)
         model = model or manifest_model(recording, task)
         if self.labels == "oracle" and oracle is None:
             raise ThreatModelError(
@@ -168,6 +163,21 @@ def check_requirements(requires: Iterable[str], observation: Observation, name: 
                 f"{name} needs {field}, which the threat model does not grant: "
                 f"set {GRANTS.get(field, field)} in the file of --threat-model"
             )
+
+
+def manifest_task(recording: Recording) -> Task:
+    """The task that the manifest names.
+
+    Raises:
+        ThreatModelError: it names none.
+    """
+    task = recording.manifest.task
+    if task is None:
+        raise ThreatModelError(
+            "the recording names no task: give one with --task FILE.toml, which holds "
+            "input_shape = [channels, height, width], classes, mean and std"
+        )
+    return task
 
 
 def manifest_model(recording: Recording, task: Task) -> ModelFactory:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from fl_privacy.analysis import METRICS
+from fl_privacy.plan import METRICS
 from fl_privacy.report import words
 from fl_privacy.report.reading import Run
 from fl_privacy.report.scores import BASELINE, Analysis

@@ -34,10 +34,11 @@ from adversaries.local_steps import Client, Sent, skeleton
 from adversaries.targets import gradient_units, prepare
 from clients.training import evaluate_model, local_train
 from fl_privacy import component
-from fl_privacy.analysis import METRICS, Plan, analyze
+from fl_privacy.analysis import analyze
 from fl_privacy.attack_command import failures
 from fl_privacy.attack_progress import attack_progress
 from fl_privacy.metrics.statistics import mean_interval, quartiles, share_interval, wilson
+from fl_privacy.plan import METRICS, Plan
 from fl_privacy.protocols import Dataset
 from fl_privacy.recording import Layout, Manifest, Recording, RecordingWriter
 from fl_privacy.seeding import generator

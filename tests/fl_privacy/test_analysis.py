@@ -12,18 +12,11 @@ import torch
 from torch import Tensor
 
 from adversaries.analytic import Analytic
-from fl_privacy.analysis import (
-    AnalysisError,
-    Plan,
-    analyze,
-    execute,
-    prepare,
-    recording_digest,
-    resolve_device,
-)
+from fl_privacy.analysis import analyze, execute, prepare
 from fl_privacy.baseline_job import prepare_baseline
 from fl_privacy.component import ComponentError, create, find, installed, spec_of
 from fl_privacy.datasets.arrays import DatasetError
+from fl_privacy.plan import AnalysisError, Plan, recording_digest, resolve_device
 from fl_privacy.recording import Manifest, Recording, RecordingWriter
 from fl_privacy.report.reading import read_run
 from fl_privacy.results import ResultSet
@@ -166,7 +159,7 @@ def test_what_decides_the_numbers_makes_another_analysis(
     assert first.config.task == TASK
     other = TASK.model_copy(update={"mean": (0.1,)})
     folders = {first.folder, prepare(run, plan, model=toy_model, task=other).folder}
-    monkeypatch.setattr("fl_privacy.analysis.code_digest", lambda: "changed")
+    monkeypatch.setattr("fl_privacy.plan.code_digest", lambda: "changed")
     folders.add(prepare(run, plan, model=toy_model).folder)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     folders.add(prepare(run, plan, model=toy_model).folder)

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from fl_privacy import attack_command
-from fl_privacy.analysis import AnalysisError, Plan
 from fl_privacy.attack_progress import attack_progress
+from fl_privacy.plan import AnalysisError, Plan
 from fl_privacy.report import words
 from fl_privacy.report.scores import analyses, score
 from fl_privacy.results import ResultSet, load_results

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from fl_privacy.analysis import Plan
 from fl_privacy.attack_command import attack
 from fl_privacy.custom_model import ModelError, check_runs, custom_model
+from fl_privacy.plan import Plan
 from fl_privacy.recording import RecordingError
 from fl_privacy.testing.toys import TASK
 

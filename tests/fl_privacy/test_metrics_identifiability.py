@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fl_privacy.analysis import Plan, analyze, prepare
+from fl_privacy.analysis import analyze, prepare
 from fl_privacy.component import create
 from fl_privacy.datasets.embedded import FASHION_MNIST_TASK, FashionMini
 from fl_privacy.metrics.identifiability import Identifiability, gallery_of, identified
 from fl_privacy.metrics.preparing import MetricError, prepared_metrics
 from fl_privacy.metrics.statistics import wilson
+from fl_privacy.plan import Plan
 from fl_privacy.testing import check_metric, toy_model
 from fl_privacy.types import Outcome, Reconstruction, Samples
 

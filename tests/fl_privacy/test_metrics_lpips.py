@@ -13,9 +13,10 @@ import torchmetrics
 from torch import Tensor
 from torch.nn import functional as F
 
-from fl_privacy.analysis import Plan, prepare
+from fl_privacy.analysis import prepare
 from fl_privacy.metrics.lpips import LPIPS, lpips_each, network, weights_file
 from fl_privacy.metrics.preparing import MetricError, prepared_metrics
+from fl_privacy.plan import Plan
 from fl_privacy.testing import check_metric, toy_model
 from fl_privacy.testing.toys import TASK
 from fl_privacy.types import Outcome, Reconstruction, Samples

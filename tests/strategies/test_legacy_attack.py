@@ -18,8 +18,8 @@ from flwr.server.compat.grid_client_proxy import GridClientProxy
 from torch import nn
 from torch.nn import functional as F
 
-from fl_privacy.analysis import Plan
 from fl_privacy.attack_command import attack
+from fl_privacy.plan import Plan
 from fl_privacy.recording import Manifest, Recording, RecordingError, RecordingWriter
 from fl_privacy.threat_model import ThreatModel, ThreatModelError
 from fl_privacy.types import LocalTraining, Samples, Task
