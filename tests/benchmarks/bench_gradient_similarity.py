@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from adversaries.gradient_similarity import GradientSimilarity
 from fl_privacy import component
 from fl_privacy.metrics.images import psnr_each
+from fl_privacy.protocols import Dataset
 from fl_privacy.recording import Layout, Manifest, Recording, RecordingWriter
 from fl_privacy.seeding import generator
 from fl_privacy.threat_model import ThreatModel
@@ -45,13 +46,18 @@ TV = 2e-3
 
 @dataclass(frozen=True)
 class Setting:
-    """One network: targets of ours in one batch, and how many the serial attacks get."""
+    """One network: targets and iterations of ours, and of the serial attacks.
+
+    Ours runs about as long as an attack does, so that what it does once is counted as such.
+    """
 
     model: str
     targets: int
     few: int
     iterations: int
+    serial: int
     quality: int
+    data: str = ""
 
     def build(self) -> nn.Module:
         """The untrained network, batch norm in eval mode."""
@@ -59,13 +65,19 @@ class Setting:
         return network.eval()
 
 
-SETTINGS = (Setting("lenet-zhu", 32, 4, 150, 600), Setting("convnet64", 8, 1, 4, 0))
+SETTINGS = (Setting("lenet-zhu", 32, 4, 600, 150, 600), Setting("convnet64", 4, 1, 120, 8, 0))
 DEFAULTS = ", ".join(f"{s.targets} on {s.model}" for s in SETTINGS)
 ALONE = "one at a time"
+Run = Callable[[], Tensor | None]
 
 
-def smooth_pictures(count: int, device: torch.device) -> Samples:
-    """Random low-frequency pictures on ``device``, which need no download."""
+def pictures(count: int, device: torch.device, data: str) -> Samples:
+    """Test images of an .npz file, or random low-frequency pictures, which need no download."""
+    if data:
+        source: Dataset = component.create("datasets", f"npz(path={data!r})")
+        chosen = torch.randperm(len(source.labels("test")), generator=generator(0, "quality"))
+        held = source.load("test", chosen[:count])
+        return Samples(held.inputs.to(device), held.labels.to(device))
     coarse = torch.rand(count, 3, 5, 5, generator=generator(0, "bench"))
     inputs = F.interpolate(coarse, size=32, mode="bicubic", align_corners=True).clamp(0, 1)
     return Samples(inputs.to(device), torch.arange(count, device=device) % 10)
@@ -205,9 +217,9 @@ def timed(run: Callable[[], Tensor | None]) -> tuple[float, Tensor | None]:
         return time.perf_counter() - start, result
 
 
-def final(model: nn.Module, samples: Samples, pictures: Tensor) -> str:
+def final(model: nn.Module, samples: Samples, found: Tensor) -> str:
     """Mean objective and PSNR of what an attack found."""
-    pictures = pictures.to(samples.inputs.device)
+    found = found.to(samples.inputs.device)
     losses = [
         objective_of(
             model,
@@ -215,33 +227,40 @@ def final(model: nn.Module, samples: Samples, pictures: Tensor) -> str:
             samples.labels[i : i + 1],
             gradients_of(model, samples, i),
         ).item()
-        for i, x in enumerate(pictures.clamp(0, 1))
+        for i, x in enumerate(found.clamp(0, 1))
     ]
-    psnr = psnr_each(pictures.clamp(0, 1), samples.inputs[: len(pictures)]).mean()
-    return f"objective {statistics.mean(losses):.4f}, PSNR {psnr:.1f} dB, n = {len(pictures)}"
+    psnr = psnr_each(found.clamp(0, 1), samples.inputs[: len(found)]).mean()
+    return f"objective {statistics.mean(losses):.4f}, PSNR {psnr:.1f} dB, n = {len(found)}"
 
 
 def measure(setting: Setting, repeats: int, device: torch.device, *, compiled: bool) -> None:
     """Print target-iterations a second and the ratios for one network."""
-    observations = observe(setting, smooth_pictures(setting.targets, torch.device("cpu")))
-    samples, model = smooth_pictures(setting.targets, device), setting.build().to(device)
+    on_cpu = pictures(setting.targets, torch.device("cpu"), setting.data)
+    observations, samples = (
+        observe(setting, on_cpu),
+        pictures(setting.targets, device, setting.data),
+    )
+    model = setting.build().to(device)
 
-    def runs(iterations: int, most: int) -> dict[str, tuple[int, Callable[[], Tensor | None]]]:
+    def runs(iterations: int, serial: int, most: int) -> dict[str, tuple[int, int, Run]]:
         few = min(most, setting.targets)
+        own = setting.targets, iterations, lambda: ours(observations, iterations, device)
         return {
-            "ours": (setting.targets, lambda: ours(observations, iterations, device)),
-            ALONE: (few, lambda: ours(observations[:few], iterations, device, width=1)),
-            "loop": (few, lambda: plain_loop(model, samples, range(few), iterations)),
-            "breaching": (few, lambda: breaching_loop(model, samples, range(few), iterations)),
+            "ours": own,
+            ALONE: (few, iterations, lambda: ours(observations[:few], iterations, device, width=1)),
+            "loop": (few, serial, lambda: plain_loop(model, samples, range(few), serial)),
+            "breaching": (few, serial, lambda: breaching_loop(model, samples, range(few), serial)),
         }
 
     print(f"\nGS, {setting.model}, {setting.targets} targets, 3x32x32")
     rates: dict[str, list[float]] = {}
     for repeat in range(repeats + 1):
-        for name, (count, run) in runs(setting.iterations, setting.few).items():
+        for name, (count, iterations, run) in runs(
+            setting.iterations, setting.serial, setting.few
+        ).items():
             seconds, result = timed(run)
             if repeat and result is not None:  # the first round warms up
-                rates.setdefault(name, []).append(count * setting.iterations / seconds)
+                rates.setdefault(name, []).append(count * iterations / seconds)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     if compiled:
         medians["compiled"] = compiled_rate(setting, observations, device)
@@ -256,7 +275,7 @@ def measure(setting: Setting, repeats: int, device: torch.device, *, compiled: b
         print(load(lambda: ours(observations, setting.iterations, device), device))
     if setting.quality:
         print(f"after {setting.quality} iterations")
-        for name, (_, run) in runs(setting.quality, 8).items():
+        for name, (_, _, run) in runs(setting.quality, setting.quality, 8).items():
             _, result = timed(run)
             if result is not None:
                 print(f"{name:13s} {final(model, samples, result[:8])}")
@@ -289,7 +308,7 @@ def watched(device: torch.device) -> subprocess.Popen[str] | None:
 
 def compiled_rate(setting: Setting, observations: list[Observation], device: torch.device) -> float:
     """Target-iterations a second of the compiled step, from the difference of two runs."""
-    few, many = setting.iterations, 9 * setting.iterations
+    few, many = setting.iterations, 4 * setting.iterations
     short, _ = timed(lambda: ours(observations, few, device, compiled=True))
     long, _ = timed(lambda: ours(observations, many, device, compiled=True))
     print(f"compiling took about {short:.0f} s")
@@ -314,7 +333,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--data", help="absolute path of an .npz with 3x32x32 test images")
     parser.add_argument("--only", default="", help="one network")
     parser.add_argument("--device", default="cpu", type=torch.device, help="such as cuda")
     parser.add_argument("--targets", type=int, help="in one batch; default: " + DEFAULTS)
@@ -324,7 +344,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     print(versions(options.device))
-    changes = {n: getattr(options, n) for n in ("targets", "iterations", "quality")}
+    changes = {n: getattr(options, n) for n in ("targets", "iterations", "quality", "data")}
     changes = {n: value for n, value in changes.items() if value is not None}
     for setting in SETTINGS:
         if options.only in ("", setting.model):
