@@ -39,7 +39,7 @@ def attack(
     main = prepare(run, plan, model=factory, model_name=model, task=task)
     guess, weaker = prepare_baseline(run, plan, model=factory, model_name=model, task=task)
     if weaker:
-        Console(stderr=True, soft_wrap=True).print(f"[yellow]{printable(weaker)}[/]")
+        Console(stderr=True, soft_wrap=True, emoji=False).print(f"[yellow]{printable(weaker)}[/]")
     with attack_progress(main.config.adversary) as progress:
         attacked = execute(main, progress=progress)
     with attack_progress(guess.config.adversary) as progress:

@@ -10,7 +10,7 @@ from rich import progress
 from rich.console import Console
 from torch import Tensor
 
-from fl_privacy.printable import printable
+from fl_privacy.printable import plain
 from fl_privacy.protocols import Progress
 
 REDRAW_SECONDS = 0.2
@@ -25,7 +25,7 @@ def attack_progress(name: str) -> Iterator[Progress]:
     """
     columns = (
         progress.SpinnerColumn(),
-        progress.TextColumn("{task.description}"),
+        progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(bar_width=16),
         progress.TaskProgressColumn(),
         progress.TextColumn("{task.fields[loss]}"),
@@ -34,8 +34,8 @@ def attack_progress(name: str) -> Iterator[Progress]:
         progress.TimeRemainingColumn(),
     )
     drawn = 0.0
-    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(printable(name), total=None, loss="")
+    with progress.Progress(*columns, console=Console(stderr=True, emoji=False)) as bar:
+        task = bar.add_task(plain(name), total=None, loss="")
 
         def show(done: int, total: int, *, loss: Tensor | None = None) -> None:
             nonlocal drawn

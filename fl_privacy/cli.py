@@ -51,7 +51,9 @@ def main() -> None:
 
 
 def _say_error(text: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {printable(text)}")
+    Console(stderr=True, soft_wrap=True, emoji=False).print(
+        f"[bold red]Error:[/] {printable(text)}"
+    )
 
 
 def _plainly(error: OSError) -> str:
@@ -219,7 +221,7 @@ def inspect(
     location = location_of(run)
     recording = Recording(location)
     for part in overview(recording):
-        Console(soft_wrap=False).print(part)
+        Console(soft_wrap=False, emoji=False).print(part)
     if verify:
         _verify(recording)
 
@@ -227,7 +229,7 @@ def inspect(
 def _verify(recording: Any) -> None:
     from rich import progress
 
-    with progress.Progress(console=Console(stderr=True), transient=True) as bar:
+    with progress.Progress(console=Console(stderr=True, emoji=False), transient=True) as bar:
         task = bar.add_task("checking", total=None)
         problems: list[str] = recording.verify(
             lambda done, total, **_: bar.update(task, completed=done, total=total)
@@ -262,7 +264,7 @@ def list_(
 
     if group is not None and group not in groups():
         raise ComponentError(f"no group {group!r}; there are: {', '.join(groups())}")
-    console = Console()
+    console = Console(emoji=False)
     for name in [group] if group else groups():
         console.print(listing(name))
 
@@ -327,10 +329,10 @@ def attack(
     folder = command.local_folder(run)
     given = command.read_task(task) if task else None
     results = command.attack(folder, plan, model=model, task=given)
-    Console().print(command.scores(results))
+    Console(emoji=False).print(command.scores(results))
     told = [f"{n} targets not attacked: {why}" for why, n in command.failures(results[0]).items()]
     for text in filter(None, [*told, command.no_scores(results[0])]):
-        Console(stderr=True, soft_wrap=True).print(printable(text))
+        Console(stderr=True, soft_wrap=True, emoji=False).print(printable(text))
     typer.echo(f"Results in {results[0].folder}. Look at them: fl-privacy report {run}")
     if all(row["status"] == "failed" for row in results[0].rows()):
         raise typer.Exit(1)

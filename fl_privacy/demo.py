@@ -55,7 +55,7 @@ def run_demo(out: Path, *, echo: Callable[[str], None]) -> Path:
         echo(f"$ fl-privacy attack {shlex.quote(str(out))} --adversary {shlex.quote(adversary)}")
         attacked, baseline = attack_command.attack(out, Plan(adversary=adversary))
         results += [attacked] if results else [baseline, attacked]
-    Console(file=sys.stdout).print(attack_command.scores(results))
+    Console(file=sys.stdout, emoji=False).print(attack_command.scores(results))
     echo(f"$ fl-privacy report {shlex.quote(str(out))}")
     return write_report(out)
 

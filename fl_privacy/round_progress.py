@@ -30,7 +30,7 @@ def round_progress(verbose: bool) -> Iterator[Callable[[str], None]]:
         progress.TextColumn("left"),
         progress.TimeRemainingColumn(),
     )
-    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+    with progress.Progress(*columns, console=Console(stderr=True, emoji=False)) as bar:
         task = bar.add_task("preparing, starting Flower", total=None, rounds="")
         yield lambda line: _advance(bar, task, line)
 

@@ -198,6 +198,12 @@ def test_an_error_does_not_steer_the_terminal(
     assert capsys.readouterr().err == "Error: ]0;pwned[2J[/red]\n"
 
 
+def test_colons_in_an_error_are_no_emoji(cli: type[Command], tmp_path: Path) -> None:
+    ended = cli("attack", str(recorded(tmp_path)), "--model", "app:x")
+    assert ended.code == 2
+    assert "app:x: cannot import" in ended.err
+
+
 def test_inspect_tells_of_updates_that_are_not_listed(cli: type[Command], tmp_path: Path) -> None:
     index = recorded(tmp_path) / "recording/index/000000.jsonl"
     index.write_bytes(b"".join(index.read_bytes().splitlines(keepends=True)[:2]))
