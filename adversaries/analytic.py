@@ -159,8 +159,9 @@ def input_layer(model: nn.Module, task: Task) -> str:
     raise Unattackable(
         f"no dense layer with a bias sees the {inputs[0].numel()} input values; the first layer "
         f"with weights is {first[0]} ({type(first[1]).__name__}): expected a Linear with a bias "
-        f"on the flattened input; rgap treats small convolutional networks, gradient_similarity "
-        f"has no such condition"
+        f"on the flattened input; rgap treats small networks of convolutions with "
+        f"invertible activations (no ReLU, pooling or batch norm), gradient_similarity has no such "
+        f"condition"
     )
 
 

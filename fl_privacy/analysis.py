@@ -1,7 +1,8 @@
 """Recording x threat model x adversary x metrics -> results, resumable.
 
 The truth enters here, after the attack: it is looked up only to score finished
-results, or to serve as the oracle that the threat model grants openly.
+results, or to serve as the oracle that the threat model grants openly. Before an attack
+it can only be refused, when it is not what the task describes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fl_privacy.results import (
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.threat_model import check_requirements
 from fl_privacy.truth import TruthVault
+from fl_privacy.truth_check import check_truth
 from fl_privacy.types import (
     Failure,
     ModelFactory,
@@ -92,7 +94,7 @@ def prepare(
 
     Raises:
         ThreatModelError, RecordingError, ComponentError, DatasetError, MetricError,
-            AnalysisError: why not.
+            TruthError, AnalysisError: why not.
     """
     folder = RunFolder(run)
     recording, vault = Recording(folder.recording), TruthVault(folder.truth)
@@ -104,7 +106,9 @@ def prepare(
         rounds=plan.rounds,
     )[: plan.targets]
     adversary: Adversary = component.create("adversaries", plan.adversary)
-    check_requirements(adversary.requires, observations[0], component.parse(plan.adversary)[0])
+    name = component.parse(plan.adversary)[0]
+    check_requirements(adversary.requires, observations[0], plan.threat_model, name)
+    check_truth(observations, vault)
     device, known = resolve_device(plan.device), observations[0].task
     metrics = prepared_metrics(plan.metrics, recording.manifest.dataset or "", known)
     config = config_of(plan, adversary, metrics, recording, known, device)

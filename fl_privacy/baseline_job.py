@@ -13,6 +13,13 @@ from fl_privacy.run_folder import RunFolder
 from fl_privacy.threat_model import ThreatModelError
 from fl_privacy.types import ModelFactory, Task
 
+CONSTANT = (
+    "The baseline guesses a constant picture, which flatters the attack: the recording names no "
+    'data set. Set auxiliary = "DATASET" in the file of --threat-model for the mean of its test '
+    "split; of your own data: auxiliary = \"npz(path='/data/x.npz')\""
+)
+"""Why the baseline is weak where nothing is known of the data, and what to do."""
+
 
 def baseline_plan(plan: Plan, auxiliary: str) -> Plan:
     """The same analysis for the adversary that guesses, which holds ``auxiliary``."""
@@ -47,7 +54,7 @@ def prepare_baseline(
     own = plan.threat_model.auxiliary
     dataset = Recording(RunFolder(run).recording).manifest.dataset
     if not dataset:
-        return holding(own), ""
+        return holding(own), "" if own else CONSTANT
     try:
         return holding(dataset), ""
     except (ThreatModelError, ComponentError, DatasetError) as error:

@@ -173,7 +173,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     except (SyntaxError, ValueError):
         raise ComponentError(
             f"cannot read {spec!r}: expected name or name(field=value, ...) with Python literals, "
-            f"such as gaussian_noise(scale=0.1)"
+            f"such as gaussian_noise(scale=0.1); quote text, as in npz(path='/data/x.npz')"
         ) from None
 
 

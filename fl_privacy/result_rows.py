@@ -70,7 +70,13 @@ def scores(
     }
 
 
-def defense_of(exchanges: Sequence[Exchange], vault: TruthVault) -> str:
-    """The defenses behind a target, as its clients wrote them down in the audit; "" is none."""
-    found = sorted({vault.defense(e) for e in exchanges})
+def defense_of(exchanges: Sequence[Exchange], vault: TruthVault) -> str | None:
+    """The defenses behind a target, as its clients wrote them down in the audit; "" is none.
+
+    None: one of them did not say.
+    """
+    said = {vault.defense(e) for e in exchanges}
+    found = sorted(spec for spec in said if spec is not None)
+    if len(found) < len(said):
+        return None
     return found[0] if len(found) == 1 else ", ".join(spec or "none" for spec in found)

@@ -48,7 +48,7 @@ from fl_privacy.results_format import (
     table_of,
     tensors_of,
 )
-from fl_privacy.results_store import own, put
+from fl_privacy.results_store import own, put, remove_unused
 from fl_privacy.types import Outcome, Reconstruction
 
 __all__ = [
@@ -104,6 +104,9 @@ class ResultWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Let another writer in; an error, unlike an interruption, leaves no empty analysis."""
+        if isinstance(error, Exception) and not self._done:
+            remove_unused(self._folder)
         self.close()
 
     @property

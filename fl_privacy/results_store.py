@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from fl_privacy.recording_store import write_atomically
@@ -32,6 +34,18 @@ def own(folder: Path) -> int:
             f"repeat the command when that has ended, and it goes on from there"
         ) from None
     return descriptor
+
+
+def remove_unused(folder: Path) -> None:
+    """Take back a result folder that holds no target; whatever else lies in it stays.
+
+    It runs while an error is on its way, which a second one must not hide.
+    """
+    with suppress(OSError):
+        (folder / "config.json").unlink(missing_ok=True)
+        shutil.rmtree(folder / "chunks", ignore_errors=True)
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def put(files: Iterable[tuple[Path, bytes]], folder: Path) -> None:

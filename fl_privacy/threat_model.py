@@ -28,13 +28,15 @@ Oracle = Callable[[Exchange], Tensor]
 
 GRANTS = {
     "labels": 'labels = "oracle" (needs an audited run)',
-    "local_training": "local_training = true, and [training] with lr, batch_size, ... if the "
-    "recording does not name them",
+    "local_training": "local_training = true",
     "auxiliary": 'auxiliary = "DATASET", such as "fashion-mini"',
     "own_update": 'own_node = "NODE", for an adversary that is itself a client',
     "defense": 'defense = "DEFENSE", such as "gaussian_noise(scale=0.1)"',
 }
 """The setting of the threat model that grants each optional field."""
+
+TRAINING = 'training = {algorithm = "fedsgd", lr = 0.01, epochs = 1, batch_size = 1}'
+"""The line of a threat model that says what the clients did, where the recording does not."""
 
 
 class ThreatModelError(ValueError):
@@ -151,7 +153,9 @@ class ThreatModel(Component):
         return hidden
 
 
-def check_requirements(requires: Iterable[str], observation: Observation, name: str) -> None:
+def check_requirements(
+    requires: Iterable[str], observation: Observation, granted: ThreatModel, name: str
+) -> None:
     """Refuse before any work when an adversary lacks a field it needs.
 
     Raises:
@@ -159,6 +163,11 @@ def check_requirements(requires: Iterable[str], observation: Observation, name: 
     """
     for field in sorted(requires):
         if getattr(observation, field) is None:
+            if field == "local_training" and granted.local_training:
+                raise ThreatModelError(
+                    f"{name} needs local_training, which the recording does not name: set it, "
+                    f"with your clients' values, in the file of --threat-model: {TRAINING}"
+                )
             raise ThreatModelError(
                 f"{name} needs {field}, which the threat model does not grant: "
                 f"set {GRANTS.get(field, field)} in the file of --threat-model"

@@ -82,7 +82,7 @@ class TruthVault:
     def write_defense(
         self, *, attempt: int, round: int, node: str, spec: str, stats: Mapping[str, float]
     ) -> None:
-        """Keep which defense a client applied and what it reported."""
+        """Keep which defense a client applied, "" for none, and what it reported."""
         data = json.dumps({"spec": spec, "stats": dict(stats)}).encode()
         self._put(self._folder(attempt, round, node) / DEFENSE, data)
 
@@ -113,8 +113,8 @@ class TruthVault:
             raise TruthError("expected at least one exchange, got none")
         return _join(parts)
 
-    def defense(self, exchange: Exchange) -> str:
-        """The component spec of the client's defense; empty when it had none."""
+    def defense(self, exchange: Exchange) -> str | None:
+        """The component spec of the client's defense; empty for none, None if it did not say."""
         return self._defense(exchange)[0]
 
     def defense_stats(self, exchange: Exchange) -> Mapping[str, float]:
@@ -150,10 +150,10 @@ class TruthVault:
         for path in files:
             yield _read(path)
 
-    def _defense(self, exchange: Exchange) -> tuple[str, dict[str, float]]:
+    def _defense(self, exchange: Exchange) -> tuple[str | None, dict[str, float]]:
         path = self._folder(exchange.attempt, exchange.round, exchange.node) / DEFENSE
         if not path.exists():
-            return "", {}
+            return None, {}
         try:
             fields = json.loads(path.read_bytes())
             return str(fields["spec"]), {k: float(v) for k, v in fields["stats"].items()}

@@ -84,7 +84,8 @@ def weak_guesses(found: Sequence[Analysis]) -> list[str]:
     ]
     return [
         f"{label} guessed a constant picture, because the run's data set is unknown or could not "
-        f"be loaded where it ran: a mean picture would guess better, and gains would be smaller."
+        f"be loaded where it ran: a mean picture would guess better, and gains would be smaller. "
+        f'auxiliary = "DATASET" in the file of --threat-model names data to take it from.'
         for label in constant
     ]
 

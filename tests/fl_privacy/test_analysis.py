@@ -1,6 +1,7 @@
 """The one data flow, its resumption, and that the truth never reaches an attack."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from adversaries.analytic import Analytic
+from adversaries.parts import PartError
 from fl_privacy.analysis import analyze, execute, prepare
 from fl_privacy.baseline_job import prepare_baseline
 from fl_privacy.component import ComponentError, create, find, installed, spec_of
@@ -252,6 +254,71 @@ def test_refusals_come_before_any_work(run: Path) -> None:
     with pytest.raises(ComponentError, match=r"iterations: .*greater than or equal to 1.*got 0"):
         analyze(run, Plan(adversary="gradient_similarity(iterations=0)"), model=toy_model)
     assert not (run / "results").exists()
+
+
+def test_a_refusal_while_attacking_leaves_no_empty_analysis(run: Path) -> None:
+    with pytest.raises(PartError, match="typo"):
+        analyze(run, Plan(adversary="gradient_similarity(layers='typo')"), model=toy_model)
+    assert not (run / "results").exists()
+
+
+def test_an_error_keeps_what_was_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, whole = Plan(adversary="analytic"), Analytic.attack
+
+    def fails(
+        self: Analytic, observations: Sequence[Observation], **context: Any
+    ) -> Iterator[Reconstruction | Failure]:
+        yield next(whole(self, observations, **context))
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(Analytic, "attack", fails)
+    job = prepare(run, plan, model=toy_model)
+    with pytest.raises(RuntimeError, match="broken"):
+        execute(job)
+    assert len(ResultSet(job.folder).rows()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda x: x.flatten(1),
+            rf"inputs of shape {re.escape(str(TASK.input_shape))} each, got \(\d+,\)",
+        ),
+        (lambda x: 255 * x, r"inputs in 0\.\.1, got .*before normalization"),
+        (lambda x: x - 0.5, r"inputs in 0\.\.1, got -"),
+        (lambda x: x * float("nan"), "inputs in .*got nan"),
+    ],
+)
+def test_truth_that_the_task_does_not_describe_is_refused_before_the_attack(
+    run: Path, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    rewrite_first_truth(run, change)
+    with pytest.raises(AnalysisError, match=f"truth of node 0 in round 1: expected {message}"):
+        prepare(run, Plan(adversary="analytic"), model=toy_model)
+    assert not (run / "results").exists()
+
+
+def test_truth_that_a_hair_lies_outside_the_range_is_taken(run: Path) -> None:
+    rewrite_first_truth(run, lambda x: x / x.max() * 1.0005)
+    assert prepare(run, Plan(adversary="analytic"), model=toy_model)
+
+
+def rewrite_first_truth(run: Path, change: Callable[[Tensor], Tensor]) -> None:
+    """Change the inputs that node 0 kept in round 1."""
+    vault = TruthVault(run / "truth")
+    first = ThreatModel().observe(Recording(run / "recording"), model=toy_model)[0]
+    held = vault.samples(first.exchanges)
+    changed = Samples(change(held.inputs), held.labels)
+    index = torch.zeros(1)
+    vault.write(attempt=1, round=1, node="0", step=0, samples=changed, indices=index)
+
+
+def test_clients_that_say_nothing_of_a_defense_are_not_called_undefended(run: Path) -> None:
+    for path in (run / "truth").rglob("defense.json"):
+        path.unlink()
+    rows = analyze(run, Plan(adversary="analytic"), model=toy_model).rows()
+    assert all(row["psnr"] is not None and row["defense"] is None for row in rows)
 
 
 def test_the_baseline_gets_the_run_s_own_data_set(run: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -15,6 +16,8 @@ from fl_privacy.plan import AnalysisError, Plan
 from fl_privacy.report import words
 from fl_privacy.report.scores import analyses, score
 from fl_privacy.results import ResultSet, load_results
+from fl_privacy.testing.toys import TASK
+from fl_privacy.threat_model import ThreatModel
 
 MODEL = "fl_privacy.testing:toy_model"
 ANALYTIC = Plan(adversary="analytic")
@@ -74,6 +77,20 @@ def test_a_missing_data_set_is_told_before_the_attack_and_leaves_a_weaker_guess(
     assert len(result.rows()) == len(baseline.rows()) == 6
     assert "constant picture" in capsys.readouterr().err
     assert baseline.config.threat_model["auxiliary"] == ""
+
+
+def test_without_a_data_set_it_is_said_once_that_the_baseline_is_weak(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    attacked(run)
+    assert capsys.readouterr().err.count("constant picture, which flatters the attack") == 1
+    path = tmp_path / "own.npz"
+    x, y = np.random.default_rng(0).random((16, *TASK.input_shape)), np.arange(16) % 4
+    np.savez(path, x_train=x, x_test=x, y_train=y, y_test=y)
+    known = ThreatModel(auxiliary=f"npz(path={str(path)!r})")
+    _, baseline = attacked(run, ANALYTIC.model_copy(update={"threat_model": known}))
+    assert "flatters" not in capsys.readouterr().err
+    assert baseline.config.threat_model["auxiliary"] == known.auxiliary
 
 
 def test_nothing_is_attacked_when_the_baseline_is_refused(

@@ -1,3 +1,4 @@
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -147,7 +148,15 @@ def test_an_oracle_is_not_consulted_unless_granted(recording: Recording) -> None
 def test_refusal_names_the_field_and_the_setting_that_grants_it(field: str) -> None:
     observation = replace(toy_observations(1)[0][0], local_training=None)
     with pytest.raises(ThreatModelError, match=rf"mine needs {field}.*set "):
-        check_requirements({field}, observation, "mine")
+        check_requirements({field}, observation, ThreatModel(local_training=False), "mine")
+
+
+def test_training_that_the_recording_does_not_name_is_asked_for_in_a_line_to_copy() -> None:
+    observation = replace(toy_observations(1)[0][0], local_training=None)
+    with pytest.raises(ThreatModelError, match="recording does not name") as refused:
+        check_requirements({"local_training"}, observation, ThreatModel(), "mine")
+    _, _, line = str(refused.value).partition("--threat-model: ")
+    assert ThreatModel.model_validate(tomllib.loads(line)).training is not None
 
 
 def test_only_the_threat_model_makes_observations() -> None:

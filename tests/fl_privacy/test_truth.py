@@ -113,6 +113,8 @@ def test_only_the_owner_may_read(tmp_path: Path) -> None:
 def test_the_defense_is_kept_beside_the_samples(tmp_path: Path) -> None:
     vault = TruthVault(tmp_path)
     write(vault, [1])
+    assert vault.defense(exchange()) is None
+    vault.write_defense(attempt=1, round=1, node="42", spec="", stats={})
     assert vault.defense(exchange()) == ""
     vault.write_defense(attempt=1, round=1, node="42", spec="noise(scale=1)", stats={"norm": 2.5})
     assert vault.defense(exchange()) == "noise(scale=1)"
