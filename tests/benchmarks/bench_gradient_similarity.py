@@ -266,9 +266,10 @@ def measure(setting: Setting, repeats: int, device: torch.device, *, compiled: b
         medians["compiled"] = compiled_rate(setting, observations, device)
     for name, rate in medians.items():
         print(f"{name:13s} {rate:9.1f} target-iterations/s  {1e3 / rate:8.3f} ms each")
-    for name in (ALONE, "loop", "breaching", "compiled"):
-        if name in medians:
-            print(f"ours / {name}: {medians['ours'] / medians[name]:.2f}")
+    for own in ("ours", "compiled"):
+        for name in (ALONE, "loop", "breaching"):
+            if own in medians and name in medians:
+                print(f"{own} / {name}: {medians[own] / medians[name]:.2f}")
     if "breaching" not in medians:
         print("breaching is not installed: run `make bench`")
     if device.type == "cuda":
@@ -307,12 +308,14 @@ def watched(device: torch.device) -> subprocess.Popen[str] | None:
 
 
 def compiled_rate(setting: Setting, observations: list[Observation], device: torch.device) -> float:
-    """Target-iterations a second of the compiled step, from the difference of two runs."""
-    few, many = setting.iterations, 4 * setting.iterations
-    short, _ = timed(lambda: ours(observations, few, device, compiled=True))
-    long, _ = timed(lambda: ours(observations, many, device, compiled=True))
-    print(f"compiling took about {short:.0f} s")
-    return setting.targets * (many - few) / (long - short)
+    """Target-iterations a second of the compiled step, once it is compiled."""
+
+    def run() -> Tensor:
+        return ours(observations, setting.iterations, device, compiled=True)
+
+    first, again = timed(run)[0], timed(run)[0]
+    print(f"compiling took {first - again:.0f} s")
+    return setting.targets * setting.iterations / again
 
 
 def versions(device: torch.device) -> str:
@@ -340,7 +343,9 @@ def main() -> None:
     parser.add_argument("--targets", type=int, help="in one batch; default: " + DEFAULTS)
     parser.add_argument("--iterations", type=int, help="of each timed run")
     parser.add_argument("--quality", type=int, help="iterations before objectives are compared")
-    parser.add_argument("--compiled", action="store_true", help="also torch.compile, some 60 s")
+    parser.add_argument(
+        "--compiled", default="lenet-zhu", help="network to time compiled too; empty: none"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     print(versions(options.device))
@@ -349,7 +354,8 @@ def main() -> None:
     for setting in SETTINGS:
         if options.only in ("", setting.model):
             chosen = replace(setting, **changes)
-            measure(chosen, options.repeats, options.device, compiled=options.compiled)
+            compiled = chosen.model == options.compiled
+            measure(chosen, options.repeats, options.device, compiled=compiled)
 
 
 if __name__ == "__main__":
