@@ -282,7 +282,7 @@ def test_a_diverged_target_says_so_and_stays_in_the_pixel_range() -> None:
         found = Found(nowhere, batch.labels, torch.tensor([loss]))
         (result,) = attack.select(chunk, batch, found)
         assert result.outcome.status == "diverged"
-        assert "smaller lr" in result.outcome.message
+        assert "smaller steps" in result.outcome.message
         assert 0 <= result.inputs.min() <= result.inputs.max() <= 1
 
 

@@ -111,7 +111,7 @@ def test_what_the_recording_does_not_say_is_asked_for_one_by_one(run: Path) -> N
         attack(run, unsaid)
     with pytest.raises(ThreatModelError, match=r"--model package\.module:factory"):
         attack(run, unsaid, task=TASK)
-    with pytest.raises(ThreatModelError, match=r"\[training\].*--threat-model"):
+    with pytest.raises(ThreatModelError, match=r"--threat-model: training = \{"):
         attack(run, unsaid, model=f"{HERE}:Net", task=TASK)
 
 
