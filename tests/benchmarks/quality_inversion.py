@@ -160,6 +160,7 @@ def auxiliary(dataset: str, folder: Path) -> str:
     source: Dataset = component.create("datasets", dataset)
     held = source.load("train", torch.arange(min(AUXILIARY, len(source.labels("train")))))
     path, x, y = folder / "auxiliary.npz", held.inputs.numpy(), held.labels.numpy()
+    x = x[:, 0] if x.ndim == 3 else x  # signals are stored without a channel
     np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
     return f"npz(path={str(path)!r})"
 
