@@ -27,7 +27,7 @@ class GradientSimilarity(GradientMatching):
     signed: Annotated[bool, Field(description="feed Adam the sign of the gradient")] = True
     boxed: Annotated[bool, Field(description="clamp to the pixel range after each step")] = True
     compiled: Annotated[
-        bool, Field(description="compile the step: pays off above some 5,000 iterations")
+        bool, Field(description="compile the step: pays off above some 4,000 iterations")
     ] = False
 
     def scale(self, observed: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
