@@ -91,8 +91,12 @@ def chunks(observations: Sequence[Observation], width: int) -> Iterator[list[int
 
 def targets_together(observation: Observation, width: int) -> int:
     """How many targets like this one make a batch of ``width`` images; one at least."""
-    images = max(exchange.num_examples or 1 for exchange in observation.exchanges)
-    return max(1, width // images)
+    return max(1, width // images_of(observation))
+
+
+def images_of(observation: Observation) -> int:
+    """How many images a target claims to hold; linked rounds hold the same ones."""
+    return max(exchange.num_examples or 1 for exchange in observation.exchanges)
 
 
 def make_batch(

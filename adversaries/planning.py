@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from adversaries.matching import chunks, images_of
 from adversaries.tokens import token_table
 from fl_privacy.types import Observation, Task
 
@@ -30,8 +32,9 @@ def plan_width(
 
     An image is estimated at ten times its activations (forward, backward and their
     derivatives) in each local step, plus six times the gradient of a target that holds it
-    alone, of ``itemsize`` bytes a number; half of the free memory is used. What a target
-    claims to hold plays no part, so no client can make the batches of others small.
+    alone, of ``itemsize`` bytes a number; half of the free memory is used. The work is that
+    of the largest group of targets that can share a batch, each of the size that is typical
+    (the median), so that no client's claim makes the batches of others small or wide.
     """
     first = observations[0]
     training = first.local_training
@@ -42,7 +45,9 @@ def plan_width(
     weights = sum(p.numel() for p in first.model().parameters())
     elements = passes * (10 * activations(first.model(), first.task) + 6 * weights)
     elements *= len(first.exchanges)
-    work = sum(max(e.num_examples or 1 for e in o.exchanges) for o in observations)
+    sizes = [images_of(observation) for observation in observations]
+    groups = chunks(observations, sum(sizes))
+    work = max(len(members) for members in groups) * statistics.median_low(sizes)
     by_memory = free_memory(device) // 2 // (itemsize * elements * restarts)
     worthwhile = work if device.type == "cuda" else min(work, MAX_WIDTH)
     return max(1, min(worthwhile, by_memory))

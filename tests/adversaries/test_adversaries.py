@@ -369,13 +369,16 @@ def test_a_batch_holds_so_many_images_whatever_a_target_claims() -> None:
     pairs = [replace(o, exchanges=(replace(exchange, num_examples=2),)) for o in observations]
     huge = replace(observations[0], exchanges=(replace(exchange, num_examples=10**9),))
     assert list(chunks([*pairs, huge], 5)) == [[0, 1], [2, 3], [4]]
-    assert plan_width([*pairs, huge], restarts=1, device=CPU) == MAX_WIDTH
+    assert plan_width([*pairs, huge], restarts=1, device=CPU) == 8
 
 
 def test_planned_width_is_bounded_by_the_work() -> None:
     observations, _ = toy_observations(5)
     assert plan_width(observations, restarts=1, device=CPU) == 5
     assert plan_width(observations[:1], restarts=4, device=CPU) == 1
+    (exchange,) = observations[0].exchanges
+    elsewhere = replace(observations[0], exchanges=(replace(exchange, global_digest="b"),))
+    assert plan_width([*observations, elsewhere], restarts=1, device=CPU) == 5
 
 
 def test_on_cuda_memory_and_work_alone_bound_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
