@@ -21,6 +21,7 @@ from adversaries.matching import (
     Chunk,
     attack_chunks,
     box,
+    images_of,
     lane_draws,
     make_batch,
     targets_together,
@@ -157,7 +158,7 @@ class GradientMatching(Component):
                     width,
                     planned=targets_together(chunk.observation, planned),
                 )
-            room = room if fits == width else fits * chunk.images
+            room = room if fits == width else fits * images_of(chunk.observation)
             return results
 
         yield from attack_chunks(observations, room, solve, self.prepare)

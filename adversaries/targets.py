@@ -121,9 +121,10 @@ def halfway(exchange: Exchange, seen: Iterable[str], steps: int) -> dict[str, Te
 
     Those of one step are as sent, and so are those whose update is not ``seen``.
     """
-    share = 0.5 if steps > 1 else 0.0
     sent = exchange.parameters
-    moved = {n: sent[n] + share * exchange.update[n].to(sent[n].dtype) for n in seen}
+    if steps == 1:
+        return dict(sent)
+    moved = {n: sent[n] + 0.5 * exchange.update[n].to(sent[n].dtype) for n in seen}
     return {**sent, **moved}
 
 
@@ -140,15 +141,14 @@ def prepare(observation: Observation, model: nn.Module, *, unrolled: bool = True
     check_linked(observation, training)
     taken = max(training.steps(n) for n in members)
     rounds = observation.exchanges
-    merged = [gradient_units(e, training, merged=taken) for e in rounds]
-    if unrolled and taken > 1:
-        everything = [gradient_units(e, training, merged=0) for e in rounds]
-    else:
-        everything = merged
-    seen = tuple(visible(one, observation.withheld) for one in everything)
+    merged = 0 if unrolled and taken > 1 else taken
+    units = [gradient_units(e, training, merged=merged) for e in rounds]
+    seen = tuple(visible(one, observation.withheld) for one in units)
     labels, placed = observation.labels, training.order == "sequential"
     if labels is None:
-        labels = inferred(observation, model, visible_mean(merged, seen[0]), taken, sum(members))
+        if not merged:
+            units = [gradient_units(e, training, merged=taken) for e in rounds]
+        labels = inferred(observation, model, visible_mean(units, seen[0]), taken, sum(members))
         placed = False
     return Target(observation.key, seen, labels[: sum(members)], placed)
 
