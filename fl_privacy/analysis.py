@@ -7,7 +7,7 @@ it can only be refused, when it is not what the task describes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,7 +16,7 @@ import torch
 
 from fl_privacy import component
 from fl_privacy.metrics.preparing import prepared_metrics
-from fl_privacy.plan import Plan, config_of, resolve_device
+from fl_privacy.plan import AnalysisError, Plan, config_of, resolve_device
 from fl_privacy.protocols import Adversary, Metric, Progress, silent
 from fl_privacy.recording import Recording
 from fl_privacy.result_rows import members_of, row
@@ -26,6 +26,7 @@ from fl_privacy.results import (
     ResultSet,
     ResultWriter,
     load_results,
+    nodes_of,
 )
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.threat_model import check_requirements
@@ -105,6 +106,7 @@ def prepare(
         oracle=(lambda e: vault.samples(members_of([e])).labels) if folder.truth.exists() else None,
         rounds=plan.rounds,
     )[: plan.targets]
+    observations = of_nodes(observations, plan.nodes)
     adversary: Adversary = component.create("adversaries", plan.adversary)
     name = component.parse(plan.adversary)[0]
     check_requirements(adversary.requires, observations[0], plan.threat_model, name)
@@ -123,6 +125,21 @@ def prepare(
         adversary = adversary.model_copy(update={"width": width})  # type: ignore[attr-defined]
     results = folder.results / config.folder_name
     return Job(results, config, adversary, observations, metrics, vault, device)
+
+
+def of_nodes(observations: list[Observation], nodes: Collection[str]) -> list[Observation]:
+    """The targets behind which there are none but these clients; all when none is named.
+
+    Raises:
+        AnalysisError: no target is left.
+    """
+    if not nodes:
+        return observations
+    found = [o for o in observations if set(nodes_of(o.exchanges[-1].node)) <= set(nodes)]
+    if not found:
+        held = sorted({o.exchanges[-1].node for o in observations})
+        raise AnalysisError(f"no target of {', '.join(nodes)}: expected some of {', '.join(held)}")
+    return found
 
 
 def execute(job: Job, *, progress: Progress = silent) -> ResultSet:

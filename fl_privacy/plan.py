@@ -41,6 +41,12 @@ class Plan(Component):
     targets: Annotated[PositiveInt | None, Field(description="first targets only; none: all")] = (
         None
     )
+    nodes: Annotated[
+        tuple[str, ...], Field(description="of these targets, those of these clients; empty: all")
+    ] = ()
+    adaptation: Annotated[
+        str, Field(description="what was changed because the defense is known, and why")
+    ] = ""
 
 
 def config_of(
@@ -77,6 +83,7 @@ def config_of(
             for n, m in metrics.items()
         ),
         oracle=plan.threat_model.oracles,
+        adaptation=plan.adaptation,
         versions={"fl-privacy": VERSION, "torch": torch.__version__, "numpy": np.__version__},
     )
 

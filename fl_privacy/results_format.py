@@ -69,7 +69,8 @@ class ResultConfig(BaseModel):
     ``adversary`` is the spec that makes it, ``name`` its component name, ``settings`` all its
     hyperparameters, defaults too; ``requires`` names what it needs of an observation. ``model``
     is what the attack differentiated; ``threads`` are torch's; ``oracle`` names what was
-    granted beyond what a server sees. Results that are older than a field have its default.
+    granted beyond what a server sees; ``adaptation`` says what was changed because the defense is
+    known, and why. Results that are older than a field have its default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -90,13 +91,14 @@ class ResultConfig(BaseModel):
     code_digest: str = ""
     metrics: tuple[MetricInfo, ...] = ()
     oracle: tuple[str, ...] = ()
+    adaptation: str = ""
     versions: dict[str, str] = {}
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     complete: bool = False
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that decides the numbers: all but ``created`` and ``complete``."""
+        """SHA-256 of all that decides the numbers, which `identity` gives."""
         return hashlib.sha256(
             json.dumps(self.identity(), sort_keys=True, separators=(",", ":")).encode()
         ).hexdigest()
@@ -107,8 +109,8 @@ class ResultConfig(BaseModel):
         return f"{self.name}-{self.digest[:8]}"
 
     def identity(self) -> dict[str, Any]:
-        """What the digest covers."""
-        return self.model_dump(mode="json", exclude={"created", "complete"})
+        """What the digest covers: not ``created``, ``complete`` and the remark ``adaptation``."""
+        return self.model_dump(mode="json", exclude={"created", "complete", "adaptation"})
 
     def columns(self) -> pa.Schema:
         """Schema of the result table."""
