@@ -41,8 +41,14 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "update_over_lr": "adversaries.update_over_lr:UpdateOverLR",
     },
     "defenses": {
+        "each_step": "clients.defenses.each_step:EachStep",
         "gaussian_noise": "clients.defenses.gaussian_noise:GaussianNoise",
+        "gradient_compression": "clients.defenses.gradient_compression:GradientCompression",
+        "laplace_noise": "clients.defenses.laplace_noise:LaplaceNoise",
         "per_sample_clipping": "clients.defenses.per_sample_clipping:PerSampleClipping",
+        "top_k": "clients.defenses.top_k:TopK",
+        "update_clipping": "clients.defenses.update_clipping:UpdateClipping",
+        "withhold": "clients.defenses.withhold:Withhold",
     },
     "layer_metrics": {},
     "metrics": {
