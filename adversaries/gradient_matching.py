@@ -7,13 +7,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from adversaries.batch_statistics import deviation, observed_statistics
+from adversaries.defended import check_defended, check_one_step, defenses_of
 from adversaries.differentiability import check_differentiable, twice_differentiable_kernels
 from adversaries.halving import within_memory
 from adversaries.matching import (
@@ -81,7 +82,6 @@ class GradientMatching(Component):
     consulted. Updates of several local steps are matched by unrolling those steps.
     """
 
-    requires: ClassVar[frozenset[str]] = frozenset({"local_training"})
     iterations: Annotated[PositiveInt, Field(description="optimizer steps")] = 600
     restarts: Annotated[PositiveInt, Field(description="starting points for each target")] = 1
     tv: Annotated[NonNegativeFloat, Field(description="weight of the total variation")] = 0.0
@@ -89,10 +89,14 @@ class GradientMatching(Component):
         NonNegativeFloat, Field(description="weight of the batch-norm statistics prior")
     ] = 0.0
     layers: Annotated[
-        str, Field(description="all, convolutions, dense, or layer names joined by commas")
+        str,
+        Field(description="all, convolutions, dense, names joined by commas, -name for without"),
     ] = "all"
     nonzero: Annotated[
         bool, Field(description="match only entries that are not zero, for sparse updates")
+    ] = False
+    defended: Annotated[
+        bool, Field(description="simulate the defense too, which the threat model has to tell")
     ] = False
     local_steps: Annotated[
         Literal["unroll", "ignore"],
@@ -102,6 +106,11 @@ class GradientMatching(Component):
     width: Annotated[
         PositiveInt | None, Field(description="images in one batch; none: chosen by memory")
     ] = None
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The local training, and the defense if that is simulated."""
+        return frozenset({"local_training", "defense"} if self.defended else {"local_training"})
 
     @abstractmethod
     def distance(self, simulated: Tensors, observed: Tensors) -> Tensor:
@@ -166,6 +175,8 @@ class GradientMatching(Component):
     def prepare(self, observation: Observation, model: torch.nn.Module) -> Target:
         """The chosen part of what was seen."""
         target = prepare(observation, model, unrolled=self.local_steps == "unroll")
+        if self.defended and self.local_steps == "ignore":
+            check_one_step(observation)
         names = select(model, self.layers, list(target.observed[0]))
         chosen = tuple({n: one[n] for n in names} for one in target.observed)
         statistics = observed_statistics(observation, model) if self.batch_norm else {}
@@ -185,6 +196,7 @@ class GradientMatching(Component):
             seed=seed,
             dtype=dtype,
             unrolled=self.local_steps == "unroll",
+            defense=defenses_of(chunk.observation) if self.defended else (),
         )
 
         def draw(shape: tuple[int, ...], stream: str) -> Tensor:
@@ -196,6 +208,8 @@ class GradientMatching(Component):
         inputs = draw((chunk.images, *batch.task.input_shape), "initial inputs")
         seen = (self.scale(batch.observed), batch.statistics)
         problem = Problem(batch, seen, partial(self.objective, batch), draw)
+        if self.defended:
+            check_defended(problem.objective, batch.client.defense, (inputs, batch.labels, seen))
         results = self.select(chunk, batch, self.optimize(problem, inputs, advance))
         share = (time.perf_counter() - start) / len(chunk.targets)
         return [replace(result, seconds=share) for result in results]

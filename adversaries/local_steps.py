@@ -18,7 +18,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn import functional as F
 
+from adversaries.defended_step import Defense, defended_gradient, defended_update, split
 from fl_privacy.types import LocalTraining, Tensors
+
+Slope = Callable[[Tensors, Tensor, Tensor], Tensors]
+"""Parameters, inputs and labels of a step to its gradient."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Client:
 
     ``sent`` holds what went out in each linked round; ``members`` the number of images
     of each client behind an aggregate (one entry for a single client). With ``unrolled``
-    false several steps are treated as if they were one.
+    false several steps are treated as if they were one. ``defense`` is what each client applies:
+    a gradient defense in each of its steps, update defenses to its update.
     """
 
     model: nn.Module
@@ -43,6 +48,7 @@ class Client:
     members: tuple[int, ...]
     sent: tuple[Sent, ...] = field(default=())
     unrolled: bool = True
+    defense: tuple[Defense, ...] = ()
 
     @property
     def one_step(self) -> bool:
@@ -82,12 +88,23 @@ class Client:
             yield count / sum(self.members), x, y
 
     def _member(self, sent: Sent, inputs: Tensor, labels: Tensor) -> Tensors:
+        own, after = split(self.defense)
+
         def slope(parameters: Tensors, x: Tensor, y: Tensor) -> Tensors:
+            if own is not None:
+                size = self.training.batch_size
+                return defended_gradient(own, self.model, parameters, sent.buffers, x, y, size)
             gradients: Tensors = grad(lambda p: self._loss(sent, p, x, y))(parameters)
             return gradients
 
         if self.one_step:
-            return slope(sent.parameters, inputs, labels)
+            made, decay = slope(sent.parameters, inputs, labels), self.training.weight_decay
+        else:
+            made, decay = self._unrolled(slope, sent, inputs, labels), 0.0
+        lr = self.training.lr
+        return defended_update(after, made, sent.parameters, lr=lr, decay=decay) if after else made
+
+    def _unrolled(self, slope: Slope, sent: Sent, inputs: Tensor, labels: Tensor) -> Tensors:
         training, current = self.training, sent.parameters
         velocity: Tensors | None = None
         for chosen in steps(training, len(labels)):

@@ -19,6 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from adversaries.defended_step import Defense
 from adversaries.local_steps import Client, Sent, skeleton
 from adversaries.targets import Target, Unattackable, members_of, prepare, training_of
 from adversaries.tokens import refuse_tokens
@@ -108,12 +109,13 @@ def make_batch(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     unrolled: bool = True,
+    defense: tuple[Defense, ...] = (),
 ) -> Batch:
     """One batch of ``lanes`` lanes (`lane_count`).
 
     What is missing repeats the last target, so that a short chunk computes the same bits
     as a full one. The lanes of one target lie side by side. ``seed`` draws the orders of
-    labels (`lane_labels`).
+    labels (`lane_labels`). ``defense`` is what the simulated clients apply.
     """
     own = [target for target in chunk.targets for _ in range(restarts)]
     every = [*own, *[own[-1]] * (lanes - len(own))]
@@ -134,6 +136,7 @@ def make_batch(
         members=members_of(chunk.observation.exchanges[0], training),
         sent=sent,
         unrolled=unrolled,
+        defense=defense,
     )
 
     def stacked(parts: Sequence[Tensors]) -> dict[str, Tensor]:

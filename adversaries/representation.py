@@ -33,6 +33,7 @@ class RepresentationMatching(GradientMatching):
 
     layer: Annotated[str, Field(description="dense layer; empty: the first with a bias")] = ""
     layers: Annotated[Literal["all"], Field(description="not used: see layer")] = "all"
+    defended: Annotated[Literal[False], Field(description="not used: see nonzero")] = False
     tv: Annotated[NonNegativeFloat, Field(description="weight of the total variation")] = 3e-4
     lr: Annotated[PositiveFloat, Field(description="first step size, normalized units")] = 0.1
     signed: Annotated[bool, Field(description="feed Adam the sign of the gradient")] = True

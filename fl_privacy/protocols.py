@@ -104,6 +104,17 @@ class UpdateDefense(Protocol):
 
 
 @runtime_checkable
+class Noisy(Protocol):
+    """A defense that draws noise of mean zero and can say what it does apart from that.
+
+    An adversary that puts the defense inside its objective simulates this: the noise itself
+    cannot be. None: nothing but the noise.
+    """
+
+    def without_noise(self) -> GradientDefense | UpdateDefense | None: ...
+
+
+@runtime_checkable
 class Model(Protocol):
     """A network architecture that fits itself to a task."""
 
