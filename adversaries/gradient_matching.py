@@ -124,6 +124,10 @@ class GradientMatching(Component):
         """What would be observed of each linked round if a lane held these ``inputs``."""
         return batch.client.simulate(inputs, labels)
 
+    def trust(self, inputs: Tensor, rounds: int) -> float:
+        """Weight of the mean distance over so many linked ``rounds`` against the priors."""
+        return 1.0
+
     def scale(self, observed: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
         """A chance to prepare the observed gradients, ``[lanes, ...]`` each."""
         return observed
@@ -221,7 +225,7 @@ class GradientMatching(Component):
             self.distance(masked(one, its) if self.nonzero else one, its)
             for one, its in zip(self.simulate(batch, inputs, labels), observed, strict=True)
         ]
-        total = torch.stack(distances).mean()
+        total = self.trust(inputs, len(observed)) * torch.stack(distances).mean()
         if self.tv:
             spatial = len(batch.task.input_shape) - 1
             total = total + self.tv * total_variation(inputs, spatial)

@@ -28,6 +28,14 @@ def squared_distance(simulated: Tensors, observed: Tensors) -> Tensor:
     return torch.stack([(simulated[n] - observed[n]).square().sum() for n in observed]).sum()
 
 
+def absolute_distance(simulated: Tensors, observed: Tensors) -> Tensor:
+    """Sum of absolute differences over all tensors together; scalar.
+
+    Balunovic et al., ICLR 2022, section 4: what Laplacian noise calls for.
+    """
+    return torch.stack([(simulated[n] - observed[n]).abs().sum() for n in observed]).sum()
+
+
 def relative_distance(simulated: Tensors, observed: Tensors) -> Tensor:
     """`squared_distance` over the squared length of ``observed``: free of units; scalar."""
     return squared_distance(simulated, observed) / squared_norm(observed)

@@ -35,6 +35,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "gradient_similarity": "adversaries.gradient_similarity:GradientSimilarity",
         "idlg": "adversaries.idlg:IDLG",
         "l2_tv": "adversaries.l2_tv:L2TV",
+        "likelihood": "adversaries.likelihood:Likelihood",
         "nearest_image": "adversaries.nearest_image:NearestImage",
         "representation": "adversaries.representation:RepresentationMatching",
         "rgap": "adversaries.rgap:RGAP",
