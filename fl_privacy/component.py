@@ -66,6 +66,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "das-fashionnet": "fl_privacy.models.das:DasFashionNet",
         "das-shallow": "fl_privacy.models.das:DasShallow",
         "lenet-zhu": "fl_privacy.models.zhu:LeNetZhu",
+        "logistic": "fl_privacy.models.logistic:Logistic",
         "mlp": "fl_privacy.models.mlp:MLP",
     },
     "datasets": {
