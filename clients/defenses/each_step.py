@@ -8,14 +8,14 @@ that is the update over ``-lr``; with several it acts before every step.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, cast
 
 from pydantic import Field, field_validator
 from torch import Generator, Tensor
 from torch.func import functional_call, grad
 
-from fl_privacy.component import Component, ComponentError, create_all
-from fl_privacy.protocols import UpdateDefense
+from fl_privacy.component import Component, ComponentError, create_all, spec_of
+from fl_privacy.protocols import Noisy, UpdateDefense
 from fl_privacy.types import Stats, Step, Tensors
 
 
@@ -41,6 +41,12 @@ class EachStep(Component):
     def defenses(self) -> tuple[UpdateDefense, ...]:
         """The defenses that the spec names, in order."""
         return update_defenses(self.defense)
+
+    def without_noise(self) -> EachStep | None:
+        """The same at each step, of what the defenses leave without their noise."""
+        calm = (d.without_noise() if isinstance(d, Noisy) else d for d in self.defenses)
+        left = [spec_of("defenses", cast(Component, d)) for d in calm if d is not None]
+        return EachStep(defense="+".join(left)) if left else None
 
     def defend_gradient(self, step: Step, *, generator: Generator) -> tuple[Tensors, Stats]:
         """The defended mean gradient; the defenses' statistics, prefixed with their class names.

@@ -31,6 +31,9 @@ class LaplaceNoise(Component):
 
     scale: Annotated[NonNegativeFloat, Field(description="b of the density, in weight units")]
 
+    def without_noise(self) -> None:
+        """Nothing is left."""
+
     def defend_update(self, update: Tensors, *, generator: Generator) -> tuple[Tensors, Stats]:
         """The noisy update, see `add_noise`."""
         return add_noise(
