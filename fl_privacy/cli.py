@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or a URL of one.")]
+_OTHER_GROUPS = ("strategies", "dp-strategies", "settings")
 LocalRun = Annotated[str, typer.Argument(metavar="RUN", help="Run folder on this machine.")]
 
 
@@ -256,7 +257,7 @@ fl-privacy list settings""",
 def list_(
     group: Annotated[
         str | None,
-        typer.Argument(help=f"One of {', '.join([*get_args(Group), 'strategies', 'settings'])}."),
+        typer.Argument(help=f"One of {', '.join([*get_args(Group), *_OTHER_GROUPS])}."),
     ] = None,
 ) -> None:
     """List what is installed: components with their settings and defaults."""

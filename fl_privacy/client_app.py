@@ -5,15 +5,19 @@ process. PyTorch runs on one thread: the same sums in the same order wherever Ra
 SuperNode starts the process, and clients side by side do not fight for the cores.
 
 The client's defense is its own business: a ``client-...`` key of the node config takes
-precedence over the run config. Such a defense draws from the operating system's randomness
-instead: the server knows the run's seed and could subtract noise that came from it.
+precedence over the run config, and with a ``client-defense`` there all such keys of the run
+config are ignored. Such a defense draws from the operating system's randomness instead: the
+server knows the run's seed and could subtract noise that came from it. So do the batches of
+DP-SGD, whose guarantee counts on the server not knowing who is in them.
 """
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import OrderedDict
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -22,10 +26,13 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from clients.defending import defend_update, split_defenses
+from clients.flower_clipping import clipping_mod
+from clients.private_training import take_part
 from clients.round_trip import round_trip_of
 from clients.training import evaluate_model, local_train
 from fl_privacy.code_digest import code_digest
 from fl_privacy.component import ComponentError, create, create_all
+from fl_privacy.privacy_spent import PrivacySpent
 from fl_privacy.protocols import Dataset, Model, Partition
 from fl_privacy.seeding import generator
 from fl_privacy.settings import RunSettings, parse_settings
@@ -36,7 +43,7 @@ REPORT = "fl-privacy"
 """Name of the ConfigRecord in which a client says which partition and which code it runs."""
 
 
-@app.train()
+@app.train(mods=[clipping_mod])
 def train(message: Message, context: Context) -> Message:
     """Answer the sent parameters with the locally trained, possibly defended ones."""
     torch.set_num_threads(1)
@@ -49,12 +56,14 @@ def train(message: Message, context: Context) -> Message:
     own = partition_indices(settings.dataset, settings.partition, client, clients, settings.seed)
     seeds = (settings.seed, trip.attempt, trip.round, client)
     hidden = (secrets.randbits(63),) if "client-defense" in context.node_config else seeds
+    folder = state_folder(settings, context)
+    gradient_defense, spent = take_part(gradient_defense, settings, samples=len(own), folder=folder)
     result = local_train(
         model,
         dataset.task(),
         dataset.load("train", own),
         settings.local_training,
-        generator=generator(*seeds, "batches"),
+        generator=generator(*(hidden if spent else seeds), "batches"),
         gradient_defense=gradient_defense,
         defense_generator=generator(*hidden, "gradient-defense"),
         on_step=lambda step, batch, chosen: trip.keep(step, batch, own[chosen]),
@@ -67,11 +76,40 @@ def train(message: Message, context: Context) -> Message:
         names=[name for name, _ in model.named_parameters()],
         generator=generator(*hidden, "update-defense"),
     )
-    trip.keep_defense(spec, {**result.stats, **stats})
+    privacy = epsilon_and_delta(spent)
+    trip.keep_defense(spec, {**result.stats, **stats, **privacy})
     reply = RecordDict({key: ArrayRecord(OrderedDict(state))})
-    reply["metrics"] = MetricRecord({"num-examples": result.num_examples, "loss": result.loss})
+    loss = math.nan if spent else result.loss  # it has no noise, so DP-SGD keeps it
+    reply["metrics"] = MetricRecord({"num-examples": result.num_examples, "loss": loss})
     reply[REPORT] = own_report(client)
+    if settings.client_report_epsilon:
+        reply[REPORT] = ConfigRecord({**dict(own_report(client)), **privacy})
     return Message(reply, reply_to=message)
+
+
+def epsilon_and_delta(spent: PrivacySpent | None) -> dict[str, float]:
+    """The guarantee so far, by name; empty for a client without DP-SGD."""
+    if spent is None or spent.delta is None:
+        return {}
+    epsilon = math.inf if spent.epsilon is None else spent.epsilon
+    return {"epsilon": epsilon, "delta": spent.delta}
+
+
+def state_folder(settings: RunSettings, context: Context) -> Path | None:
+    """Where a client keeps what outlives its process; None when no setting says.
+
+    Each partition has a folder of its own: below ``client-state-dir``, or, where the defense
+    comes from the run config as in a simulation, below ``out-dir``/clients.
+
+    Raises:
+        ComponentError: the path is relative.
+    """
+    root = settings.client_state_dir
+    if not root and settings.out_dir and "client-defense" not in context.node_config:
+        root = f"{settings.out_dir}/clients"
+    if root and not Path(root).is_absolute():
+        raise ComponentError(f"client-state-dir (or out-dir) must be absolute, got {root!r}")
+    return Path(root) / str(partition_of(context)[0]) if root else None
 
 
 @app.query()
@@ -104,9 +142,16 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def client_settings(context: Context) -> RunSettings:
-    """The run config, overridden by the node's own ``client-...`` keys."""
+    """The run config, overridden by the node's own ``client-...`` keys.
+
+    A node with a ``client-defense`` of its own takes no such key from the run config: the
+    server could turn the defense off, or say where the account of its privacy lies.
+    """
     own = {k: v for k, v in context.node_config.items() if k.startswith("client-")}
-    return parse_settings({**context.run_config, **own})
+    run = dict(context.run_config)
+    if "client-defense" in own:
+        run = {k: v for k, v in run.items() if not k.startswith("client-")}
+    return parse_settings({**run, **own})
 
 
 def partition_of(context: Context) -> tuple[int, int]:

@@ -43,6 +43,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
     },
     "defenses": {
         "each_step": "clients.defenses.each_step:EachStep",
+        "dp_sgd": "clients.defenses.dp_sgd:DPSGD",
         "gaussian_noise": "clients.defenses.gaussian_noise:GaussianNoise",
         "gradient_compression": "clients.defenses.gradient_compression:GradientCompression",
         "laplace_noise": "clients.defenses.laplace_noise:LaplaceNoise",

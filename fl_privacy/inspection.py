@@ -17,6 +17,7 @@ from fl_privacy.printable import printable
 from fl_privacy.recording import Entry, Manifest, Recording
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.settings import RunSettings
+from strategies.differential_privacy import dp_parameters, dp_strategies
 from strategies.flower import flower_strategies, parameters_of
 
 SHOWN_ERRORS = 5
@@ -92,7 +93,7 @@ def _ranges(numbers: set[int]) -> str:
 
 def groups() -> tuple[str, ...]:
     """Everything that can be listed."""
-    return (*get_args(Group), "strategies", "settings")
+    return (*get_args(Group), "strategies", "dp-strategies", "settings")
 
 
 def listing(group: str) -> Table:
@@ -111,6 +112,9 @@ def _rows(group: str) -> Iterator[tuple[str, str, str]]:
     elif group == "strategies":
         for name, strategy in sorted(flower_strategies().items()):
             yield name, _defaults(parameters_of(strategy)), _first_line(strategy)
+    elif group == "dp-strategies":
+        for name, wrapper in sorted(dp_strategies().items()):
+            yield name, _defaults(dp_parameters(wrapper)), _first_line(wrapper)
     else:
         for name in sorted(installed(cast(Group, group))):
             yield name, *_described(cast(Group, group), name)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clients.defending import defend_update, split_defenses
+from clients.private_training import rehearsed_privacy
 from clients.round_trip import refuse_proximal_term
 from clients.training import draw_batches, local_train
 from fl_privacy.component import ComponentError, create, create_all
@@ -21,6 +22,7 @@ from fl_privacy.run_manifest import manifest_of
 from fl_privacy.seeding import generator
 from fl_privacy.settings import RunSettings
 from fl_privacy.superlink import SimulationError
+from strategies.differential_privacy import refuse_statistics, with_differential_privacy
 from strategies.flower import flower_strategy
 
 REHEARSED_SAMPLES = 4
@@ -71,6 +73,7 @@ def prepare(settings: RunSettings, clients: int, folder: RunFolder) -> None:
         RecordingError: ``folder`` holds a recording to resume that was made otherwise.
     """
     strategy = flower_strategy(settings.strategy, {})
+    with_differential_privacy(strategy, settings.dp_strategy)
     refuse_proximal_term(getattr(strategy, "proximal_mu", 0.0))
     partition = cast(Partition, create("partitions", settings.partition))
     model = cast(Model, create("models", settings.model))
@@ -97,6 +100,8 @@ def rehearse(settings: RunSettings, model: Model, dataset: Dataset, own: Tensor)
         next(draw_batches(len(own), training, generator=draws))
         few = dataset.load("train", own[: min(training.batch_size, REHEARSED_SAMPLES)])
         network = model.build(dataset.task(), seed=settings.seed)
+        refuse_statistics(settings.dp_strategy, (name for name, _ in network.named_buffers()))
+        gradient_defense = rehearsed_privacy(gradient_defense, settings, len(own))
         sent = {name: value.clone() for name, value in network.state_dict().items()}
         returned = local_train(
             network,

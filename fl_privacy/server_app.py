@@ -25,6 +25,7 @@ from fl_privacy.run_manifest import manifest_of
 from fl_privacy.seeding import generator
 from fl_privacy.settings import RunSettings, parse_settings
 from fl_privacy.types import Samples, Task
+from strategies.differential_privacy import refuse_statistics, with_differential_privacy
 from strategies.flower import flower_strategy
 from strategies.recording import RecordingStrategy
 from strategies.require_replies import RequireReplies
@@ -51,6 +52,7 @@ def main(grid: Grid, context: Context) -> None:
     dataset = cast(Dataset, create("datasets", settings.dataset))
     task = dataset.task()
     model = cast(Model, create("models", settings.model)).build(task, seed=settings.seed)
+    refuse_statistics(settings.dp_strategy, (name for name, _ in model.named_buffers()))
     inner = server_strategy(settings)
     manifest = manifest_of(settings, task)
     with RecordingWriter.open(folder.recording, manifest, resume=settings.resume) as writer:
@@ -87,6 +89,7 @@ def server_strategy(settings: RunSettings) -> Strategy:
         "train_loss_key": "loss",
     }
     strategy: Strategy = flower_strategy(settings.strategy, common)
+    strategy = with_differential_privacy(strategy, settings.dp_strategy)
     if settings.fraction_train < 1:
         strategy = SeededSampling(strategy, fraction=settings.fraction_train, seed=settings.seed)
     if settings.sorted_replies:

@@ -40,6 +40,9 @@ class RunSettings(BaseModel):
     partition: Annotated[str, Recorded(description="how clients share the training split")] = "iid"
     model: Annotated[str, Recorded(description="network architecture")] = "lenet-zhu"
     strategy: Annotated[str, Recorded(description="Flower strategy that aggregates")] = "fedavg"
+    dp_strategy: Annotated[
+        str, Recorded(description="Flower's central differential privacy; empty: none")
+    ] = ""
     min_clients: Annotated[
         PositiveInt, Recorded(description="clients to wait for before round 1")
     ] = 2
@@ -88,6 +91,14 @@ class RunSettings(BaseModel):
         float,
         Field(ge=0, le=1, description="share of clients (lowest partition ids, rounded) to defend"),
     ] = 1.0
+    client_state_dir: Annotated[
+        str,
+        Field(description="absolute; where dp_sgd keeps its account; empty: out-dir/clients"),
+    ] = ""
+    client_report_epsilon: Annotated[
+        bool, Field(description="dp_sgd tells the server its epsilon and delta")
+    ] = False
+
 
     @property
     def local_training(self) -> LocalTraining:

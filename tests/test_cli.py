@@ -252,7 +252,10 @@ def test_list_says_what_is_missing_or_broken_and_goes_on(
     assert "none installed" in cli("list", "layer_metrics").out
 
 
-def test_list_shows_names_without_backticks(cli: type[Command]) -> None:
+def test_list_shows_names_without_backticks(
+    cli: type[Command], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow table breaks the line within the formula
     shown = cli("list").out
     assert "N(0, scale^2)" in shown
     assert "`" not in shown

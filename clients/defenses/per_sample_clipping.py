@@ -47,14 +47,15 @@ class PerSampleClipping(Component):
             name: torch.einsum("n,n...->...", factors, value) / step.expected_batch_size
             for name, value in gradients.items()
         }
+        samples, found = max(len(step.labels), 1), norms.detach()
         return clipped, {
-            "clipped_share": (norms.detach() > self.max_norm).to(norms).mean(),
-            "mean_norm": norms.detach().mean(),
+            "clipped_share": (found > self.max_norm).to(norms).sum() / samples,
+            "mean_norm": found.sum() / samples,
         }
 
 
 def per_sample_gradients(step: Step) -> dict[str, Tensor]:
-    """The gradient of each sample's loss, ``[n, *parameter.shape]`` a parameter.
+    """The gradient of each sample's loss, ``[n, *parameter.shape]`` a parameter; n may be 0.
 
     Raises:
         ValueError: the model has batch norm in train mode, where a sample's gradient depends
@@ -64,8 +65,11 @@ def per_sample_gradients(step: Step) -> dict[str, Tensor]:
     if mixing:
         raise ValueError(
             f"per-sample gradients do not exist with batch norm in train mode: "
-            f"{', '.join(mixing)}; set batch-norm to eval or choose a model without it"
+            f"{', '.join(mixing)}; set batch-norm to eval, or choose a model with GroupNorm in its "
+            f"place (opacus.validators.ModuleValidator.fix puts it there)"
         )
+    if not len(step.labels):
+        return {name: value.new_zeros(0, *value.shape) for name, value in step.parameters.items()}
 
     def loss(parameters: Tensors, sample: Tensor, label: Tensor) -> Tensor:
         state = {**parameters, **step.buffers}
