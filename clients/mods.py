@@ -1,6 +1,8 @@
 """Update defenses as ordinary Flower mods, for any app that answers with arrays.
 
 app = ClientApp(mods=[update_defense_mod(GaussianNoise(scale=1e-3), seed=0)])
+
+The first of several mods is the last to see the reply.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, Context, Message, MessageType
 from torch import Tensor
 
 from clients.defending import defend_update
@@ -38,6 +40,8 @@ def update_defense_mod(defense: UpdateDefense, *, seed: int | None = None) -> Mo
     """
 
     def mod(message: Message, context: Context, call_next: Next) -> Message:
+        if not is_training(message):
+            return call_next(message, context)
         key, sent = _arrays(message, "message")
         before = sent.to_torch_state_dict()
         reply = call_next(message, context)
@@ -57,6 +61,11 @@ def update_defense_mod(defense: UpdateDefense, *, seed: int | None = None) -> Mo
         return reply
 
     return mod
+
+
+def is_training(message: Message) -> bool:
+    """Whether a message asks for training (``train`` or ``train.<name>``)."""
+    return message.metadata.message_type.partition(".")[0] == MessageType.TRAIN
 
 
 def _arrays(message: Message, what: str) -> tuple[str, ArrayRecord]:

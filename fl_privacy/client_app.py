@@ -26,7 +26,9 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from clients.defending import defend_update, split_defenses
+from clients.encoding import sparse_upload
 from clients.flower_clipping import clipping_mod
+from clients.mods import Next
 from clients.private_training import take_part
 from clients.round_trip import round_trip_of
 from clients.training import evaluate_model, local_train
@@ -43,7 +45,14 @@ REPORT = "fl-privacy"
 """Name of the ConfigRecord in which a client says which partition and which code it runs."""
 
 
-@app.train(mods=[clipping_mod])
+def upload(message: Message, context: Context, call_next: Next) -> Message:
+    """Encode the reply as ``client-encoding`` says; the outermost mod, so the last to see it."""
+    if client_settings(context).client_encoding == "sparse":
+        return sparse_upload(message, context, call_next)
+    return call_next(message, context)
+
+
+@app.train(mods=[upload, clipping_mod])
 def train(message: Message, context: Context) -> Message:
     """Answer the sent parameters with the locally trained, possibly defended ones."""
     torch.set_num_threads(1)

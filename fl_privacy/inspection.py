@@ -35,7 +35,7 @@ def overview(recording: Recording) -> Iterator[Table]:
     """What was recorded, attempt by attempt, and what failed."""
     entries = list(recording.entries(status=None))
     yield _facts(recording)
-    yield _attempts(entries)
+    yield _attempts(recording, entries)
     errors = Counter(entry.status for entry in entries if not entry.ok)
     if errors:
         table = Table("times", "error", title="Errors", title_justify="left")
@@ -66,8 +66,10 @@ def _rows_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items())
 
 
-def _attempts(entries: list[Entry]) -> Table:
-    columns = ("attempt", "rounds", "clients", "updates", "errors", "size")
+def _attempts(recording: Recording, entries: list[Entry]) -> Table:
+    columns = ["attempt", "rounds", "clients", "updates", "errors", "size"]
+    encoded = any(entry.payload == "sparse-update" for entry in entries)
+    columns += ["if dense"] if encoded else []
     table = Table(*columns, title="Recorded", title_justify="left")
     for attempt in sorted({entry.attempt for entry in entries}):
         mine = [entry for entry in entries if entry.attempt == attempt]
@@ -79,8 +81,15 @@ def _attempts(entries: list[Entry]) -> Table:
             str(len(kept)),
             str(len(mine) - len(kept)),
             decimal(sum(entry.bytes for entry in kept)),
+            *([decimal(sum(_dense_bytes(recording, e) for e in kept))] if encoded else []),
         )
     return table
+
+
+def _dense_bytes(recording: Recording, entry: Entry) -> int:
+    """Size of a reply, or of the tensors that a sparse one stands for."""
+    sparse = entry.payload == "sparse-update"
+    return recording.schema(entry.schema_digest).nbytes if sparse else entry.bytes
 
 
 def _ranges(numbers: set[int]) -> str:

@@ -7,6 +7,7 @@ tensor called ``__metadata__``); their names, in order, stand in the schema.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -36,6 +37,8 @@ Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
 Kind = Literal["parameter", "buffer", "unknown"]
 Payload = Literal["weights", "update", "sparse-update"]
+"""What an update file holds: parameters, their differences to what was sent, or those that
+differ, encoded as in `fl_privacy.sparse`."""
 
 
 Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
@@ -132,7 +135,10 @@ NO_LAYOUT = Layout()
 
 @dataclass(frozen=True)
 class Reply:
-    """One reply to be recorded; ``arrays`` is None for a failure, and ``status`` says why."""
+    """One reply to be recorded; ``arrays`` is None for a failure, and ``status`` says why.
+
+    A sparse update needs ``schema_digest``: it has the tensors of what was sent.
+    """
 
     round: int
     node: str
@@ -142,10 +148,14 @@ class Reply:
     layout: Layout = NO_LAYOUT
     status: str = "ok"
     payload: Payload = "weights"
+    schema_digest: str = ""
 
 
 class Schema(BaseModel):
-    """The tensors of a reply in order: the i-th is stored as ``t<i>``."""
+    """The tensors of a reply in order: the i-th is stored as ``t<i>``.
+
+    A sparse update has the schema of what was sent, and is stored as the only tensor, ``t0``.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -191,6 +201,11 @@ class Schema(BaseModel):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape, in order."""
         return {tensor.name: tensor.shape for tensor in self.tensors}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, as they are before any encoding."""
+        return sum(np.dtype(t.dtype).itemsize * math.prod(t.shape) for t in self.tensors)
 
 
 def digest(data: bytes) -> str:

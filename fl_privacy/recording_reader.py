@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -21,14 +23,19 @@ from fl_privacy.recording_format import (
     Manifest,
     RecordingError,
     Schema,
+    TensorSpec,
     digest,
 )
 from fl_privacy.recording_index import global_path, header, read_entries, strays
 from fl_privacy.recording_store import LocalStore, Store, open_store
+from fl_privacy.sparse import ARRAY, Part, SparseError, parse, restore
 from fl_privacy.types import LazyTensors, Tensors
 
 OPEN_FILES = 2
 """Files that are held open at a time: what was sent, and what was returned to it."""
+
+ENCODED = Schema(tensors=(TensorSpec(name=ARRAY, shape=(), dtype="uint8"),))
+"""Where the only array of a sparse update is in its file; its length is its own."""
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -71,6 +78,7 @@ class Recording:
         self._schemas: dict[str, Schema] = {}
         self._schema_of_global: dict[str, str] = {}
         self._getter = lru_cache(OPEN_FILES)(self._opened)
+        self._parts = lru_cache(OPEN_FILES)(self._parsed)
 
     def entries(
         self,
@@ -125,6 +133,8 @@ class Recording:
     def returned(self, entry: Entry) -> Tensors:
         """The tensors the client returned, as received; checked when first read.
 
+        A sparse update is decoded: its tensors are those of the reply that it stands for.
+
         Raises:
             RecordingError: the entry is a failure and has none.
         """
@@ -133,7 +143,10 @@ class Recording:
                 f"{self._store.where()}: node {entry.node} returned nothing in round "
                 f"{entry.round} ({entry.status})"
             )
-        return self._tensors(entry.file, entry.sha256, self.schema(entry.schema_digest))
+        schema = self.schema(entry.schema_digest)
+        if entry.payload == "sparse-update":
+            return self._decoded(entry, schema)
+        return self._tensors(entry.file, entry.sha256, schema)
 
     def verify(self, progress: Progress = silent) -> list[str]:
         """Read everything and list what is wrong; each line names the file."""
@@ -168,6 +181,25 @@ class Recording:
                 raise RecordingError(f"{self._store.where(path)}: {error}") from error
 
         return LazyTensors(schema.names, load)
+
+    def _decoded(self, entry: Entry, schema: Schema) -> LazyTensors:
+        """The tensors of a sparse update, each put together from what was sent and what changed."""
+        sent, positions = self.sent(entry), schema.positions
+
+        def load(name: str) -> Tensor:
+            try:
+                part = self._parts(entry).get(positions[name], {})
+                return torch.from_numpy(restore(sent[name].numpy(), part, name))
+            except SparseError as error:
+                raise RecordingError(f"{self._store.where(entry.file)}: {error}") from error
+
+        return LazyTensors(schema.names, load)
+
+    def _parsed(self, entry: Entry) -> Mapping[int, Part]:
+        """What changed in a sparse update, by position."""
+        received = self._tensors(entry.file, entry.sha256, ENCODED)[ARRAY]
+        sizes = [math.prod(spec.shape) for spec in self.schema(entry.schema_digest).tensors]
+        return parse(received.numpy().tobytes(), sizes)
 
     def _opened(self, path: str, sha: str) -> Callable[[str], Tensor]:
         """Reads the tensors of a file by key. A local file is mapped, a remote one fetched."""

@@ -120,9 +120,20 @@ class RecordingWriter:
         layout: Layout = NO_LAYOUT,
         status: str = "ok",
         payload: Payload = "weights",
+        schema_digest: str = "",
     ) -> Entry:
-        """Store and list one reply; see `extend`."""
-        reply = Reply(round, node, arrays, num_examples, global_digest, layout, status, payload)
+        """Store and list one reply; see `extend` and `Reply`."""
+        reply = Reply(
+            round,
+            node,
+            arrays,
+            num_examples,
+            global_digest,
+            layout,
+            status,
+            payload,
+            schema_digest,
+        )
         (entry,) = self.extend([reply])
         return entry
 
@@ -207,13 +218,13 @@ class RecordingWriter:
             )
             line_of(entry)  # refuses what cannot be listed before it is stored
             if reply.arrays is not None:
-                entry, data = self._update(entry, reply.arrays, reply.layout)
+                schema = reply.schema_digest or self._put_schema(reply.arrays, reply.layout)
+                entry, data = self._update(entry, reply.arrays, schema)
                 yield entry.file, data
             entries.append(entry)
 
-    def _update(self, entry: Entry, arrays: Arrays, layout: Layout) -> tuple[Entry, bytes]:
+    def _update(self, entry: Entry, arrays: Arrays, schema: str) -> tuple[Entry, bytes]:
         path = f"updates/{entry.attempt}/{entry.round}/{entry.n}.safetensors"
-        schema = self._put_schema(arrays, layout)
         entry = entry.model_copy(update={"file": path, "schema_digest": schema})
         own = entry.model_dump_json(by_alias=True, exclude={"bytes", "sha256"})
         data = encode(arrays, {"entry": own})

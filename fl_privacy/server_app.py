@@ -25,6 +25,7 @@ from fl_privacy.run_manifest import manifest_of
 from fl_privacy.seeding import generator
 from fl_privacy.settings import RunSettings, parse_settings
 from fl_privacy.types import Samples, Task
+from strategies.decoding import Decoding
 from strategies.differential_privacy import refuse_statistics, with_differential_privacy
 from strategies.flower import flower_strategy
 from strategies.recording import RecordingStrategy
@@ -94,7 +95,7 @@ def server_strategy(settings: RunSettings) -> Strategy:
         strategy = SeededSampling(strategy, fraction=settings.fraction_train, seed=settings.seed)
     if settings.sorted_replies:
         strategy = SortedReplies(strategy)
-    return RequireReplies(SameCode(strategy, code_digest()))
+    return Decoding(RequireReplies(SameCode(strategy, code_digest())))
 
 
 def await_clients(grid: Grid, wanted: int) -> None:

@@ -100,6 +100,11 @@ class RunSettings(BaseModel):
     ] = False
 
 
+    client_encoding: Annotated[
+        Literal["dense", "sparse"],
+        Field(description="upload all values, or those that differ from what was sent if smaller"),
+    ] = "dense"
+
     @property
     def local_training(self) -> LocalTraining:
         """What the server prescribes for local training."""

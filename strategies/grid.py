@@ -12,15 +12,15 @@ from torch import nn
 
 from fl_privacy.recording import Layout, RecordingWriter
 from fl_privacy.rounds import parse_rounds
-from strategies.recorder import Recorder
+from strategies.recorder import Recorder, Sent
 
 ROUND_KEYS = ("server-round", "server_round")
 
 
-class _Sent(NamedTuple):
+class _Asked(NamedTuple):
     round: int
     node: int
-    digest: str
+    sent: Sent
 
 
 class RecordingGrid(Grid):
@@ -55,7 +55,7 @@ class RecordingGrid(Grid):
         self._lock = Lock()
         self._round = 0
         self._nodes: set[int] = set()
-        self._pending: dict[str, _Sent] = {}
+        self._pending: dict[str, _Asked] = {}
 
     def set_run(self, run: Any) -> None:
         self.grid.set_run(run)
@@ -105,12 +105,12 @@ class RecordingGrid(Grid):
                 self._pending.pop(message.metadata.message_id, None)
         return replies
 
-    def _sending(self, messages: Sequence[Message]) -> list[_Sent | None]:
+    def _sending(self, messages: Sequence[Message]) -> list[_Asked | None]:
         """Store what is about to be sent; None for a message that is not recorded."""
         with self._lock:
             return [self._chosen(message) for message in messages]
 
-    def _chosen(self, message: Message) -> _Sent | None:
+    def _chosen(self, message: Message) -> _Asked | None:
         round, node = round_of(message), message.metadata.dst_node_id
         if not is_training(message) or not self.is_recorded(round):
             return None
@@ -119,9 +119,9 @@ class RecordingGrid(Grid):
         if self.max_clients and len(self._nodes | {node}) > self.max_clients:
             return None
         self._nodes.add(node)
-        return _Sent(round, node, self.recorder.sent(message.content))
+        return _Asked(round, node, self.recorder.sent(message.content))
 
-    def _wait_for(self, messages: Sequence[Message], sent: Sequence[_Sent | None]) -> None:
+    def _wait_for(self, messages: Sequence[Message], sent: Sequence[_Asked | None]) -> None:
         """Remember messages by the ids they got when they were pushed."""
         with self._lock:
             for message, origin in zip(messages, sent, strict=True):
@@ -137,9 +137,7 @@ class RecordingGrid(Grid):
             ]
             recorded = [(reply, origin) for reply, origin in answered if origin]
             writer.extend(
-                self.recorder.reply(
-                    reply, round=origin.round, node=origin.node, global_digest=origin.digest
-                )
+                self.recorder.reply(reply, round=origin.round, node=origin.node, sent=origin.sent)
                 for reply, origin in recorded
             )
             waiting = {origin.round for origin in self._pending.values()}

@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from io import BytesIO
 from tokenize import TokenError
+from typing import NamedTuple
 
 import numpy as np
 from flwr.app import Array, Message, RecordDict
 
 from fl_privacy.recording import Arrays, Layout, RecordingWriter, Reply
 from fl_privacy.recording_format import STORABLE
+from fl_privacy.sparse import ARRAY
 
 MALFORMED = (ValueError, TypeError, OverflowError, LookupError, AttributeError)
 """What numpy raises for a header that says the wrong things."""
@@ -80,6 +82,13 @@ def num_examples_of(content: RecordDict, keys: Sequence[str]) -> int | None:
     return None
 
 
+class Sent(NamedTuple):
+    """What a client was sent: the digests of the stored file and of its schema."""
+
+    digest: str
+    schema: str
+
+
 class Recorder:
     """Turns messages into what a recording holds, as they were sent and received.
 
@@ -93,10 +102,10 @@ class Recorder:
         self.writer = writer
         self.layout = layout
         self.keys = (weight_key, *NUM_EXAMPLES_KEYS) if weight_key else NUM_EXAMPLES_KEYS
-        self._last: tuple[list[tuple[str, bytes]], str] = ([], "")
+        self._last: tuple[list[tuple[str, bytes]], Sent | None] = ([], None)
 
-    def sent(self, content: RecordDict) -> str:
-        """Store what a client is sent, once per content; its digest.
+    def sent(self, content: RecordDict) -> Sent:
+        """Store what a client is sent, once per content.
 
         The bytes of an array never change, so the same bytes objects need no second look.
         """
@@ -105,24 +114,28 @@ class Recorder:
             for key, record in content.array_records.items()
             for name, array in record.items()
         ]
-        last, digest = self._last
-        if digest and _identical(arrays, last):
-            return digest
-        _, digest = self.writer.put_global(arrays_of(content), self.layout)
-        self._last = (arrays, digest)
-        return digest
+        last, before = self._last
+        if before and _identical(arrays, last):
+            return before
+        schema, digest = self.writer.put_global(arrays_of(content), self.layout)
+        sent = Sent(digest, schema)
+        self._last = (arrays, sent)
+        return sent
 
-    def reply(self, message: Message, *, round: int, node: int, global_digest: str) -> Reply:
+    def reply(self, message: Message, *, round: int, node: int, sent: Sent) -> Reply:
         """What a client answered, ready to be written: its arrays, or why there are none."""
         arrays, num_examples, status = self._content(message)
+        sparse = arrays is not None and list(arrays) == [ARRAY]
         return Reply(
             round=round,
             node=str(node),
             arrays=arrays,
             num_examples=num_examples,
-            global_digest=global_digest,
+            global_digest=sent.digest,
             layout=self.layout,
             status=status,
+            payload="sparse-update" if sparse else "weights",
+            schema_digest=sent.schema if sparse else "",
         )
 
     def _content(self, reply: Message) -> tuple[Arrays | None, int | None, str]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from fl_privacy.recording import Layout, RecordingWriter
 from fl_privacy.rounds import parse_rounds
-from strategies.recorder import Recorder
+from strategies.recorder import Recorder, Sent
 from strategies.wrapper import StrategyWrapper, chain
 
 
@@ -49,7 +49,7 @@ class RecordingStrategy(StrategyWrapper):
         self.is_recorded = parse_rounds(rounds)
         self.max_clients = max_clients
         # what was sent this round; the metadata get their message ids when they are pushed
-        self._sent: list[tuple[Metadata, str]] = []
+        self._sent: list[tuple[Metadata, Sent]] = []
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -82,20 +82,20 @@ class RecordingStrategy(StrategyWrapper):
     def _record(self, server_round: int, replies: Sequence[Message]) -> None:
         writer = self.recorder.writer
         writer.extend(
-            self.recorder.reply(reply, round=server_round, node=node, global_digest=digest)
-            for reply, (node, digest) in self._origins(replies)
+            self.recorder.reply(reply, round=server_round, node=node, sent=sent)
+            for reply, (node, sent) in self._origins(replies)
         )
         writer.end_round(server_round)
         self._sent = []
 
-    def _origins(self, replies: Sequence[Message]) -> Iterator[tuple[Message, tuple[int, str]]]:
+    def _origins(self, replies: Sequence[Message]) -> Iterator[tuple[Message, tuple[int, Sent]]]:
         """Each reply to be recorded, with the node that was asked and what it was sent.
 
         An "unavailable" reply names the SuperLink as its source: what it answers counts.
         """
-        by_id = {m.message_id: (m.dst_node_id, digest) for m, digest in self._sent}
+        by_id = {m.message_id: (m.dst_node_id, sent) for m, sent in self._sent}
         by_id.pop("", None)
-        by_node = {m.dst_node_id: (m.dst_node_id, digest) for m, digest in self._sent}
+        by_node = {m.dst_node_id: (m.dst_node_id, sent) for m, sent in self._sent}
         for reply in replies:
             origin = by_id.get(reply.metadata.reply_to_message_id)
             origin = origin or by_node.get(reply.metadata.src_node_id)
