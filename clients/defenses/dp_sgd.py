@@ -60,6 +60,10 @@ class DPSGD(Component):
             f"sample rate and number of steps; give one here: dp_sgd(noise_multiplier=1.0)"
         )
 
+    def without_noise(self) -> PerSampleClipping:
+        """The clipping alone."""
+        return PerSampleClipping(max_norm=self.max_norm)
+
     def defend_gradient(self, step: Step, *, generator: Generator) -> tuple[Tensors, Stats]:
         """The noisy mean gradient; an empty batch gives noise alone.
 
