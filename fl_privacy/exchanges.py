@@ -66,6 +66,10 @@ class ExchangeReader:
 
         def update(name: str) -> Tensor:
             new = returned[names[name]]
+            if not new.is_floating_point():  # which the schema of a sparse update cannot rule out
+                raise RecordingError(
+                    f"the reply holds {name!r} in a type that is not floating-point"
+                )
             return new if entry.payload == "update" else new - sent[name]
 
         return replace(
