@@ -48,6 +48,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "gradient_compression": "clients.defenses.gradient_compression:GradientCompression",
         "laplace_noise": "clients.defenses.laplace_noise:LaplaceNoise",
         "per_sample_clipping": "clients.defenses.per_sample_clipping:PerSampleClipping",
+        "soteria": "clients.defenses.soteria:Soteria",
         "top_k": "clients.defenses.top_k:TopK",
         "update_clipping": "clients.defenses.update_clipping:UpdateClipping",
         "withhold": "clients.defenses.withhold:Withhold",
