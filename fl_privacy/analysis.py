@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from fl_privacy import component
-from fl_privacy.metrics.preparing import prepared_metrics
+from fl_privacy.metrics.preparing import check_observed, prepared_metrics
 from fl_privacy.plan import AnalysisError, Plan, config_of, resolve_device
 from fl_privacy.protocols import Adversary, Metric, Progress, silent
 from fl_privacy.recording import Recording
@@ -113,6 +113,7 @@ def prepare(
     check_truth(observations, vault)
     device, known = resolve_device(plan.device), observations[0].task
     metrics = prepared_metrics(plan.metrics, recording.manifest.dataset or "", known)
+    check_observed(metrics.values(), observations[0])
     config = config_of(plan, adversary, metrics, recording, known, device)
     config = config.model_copy(update={"model": model_name or config.model})
     if isinstance(adversary, Batched):

@@ -38,6 +38,8 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "likelihood": "adversaries.likelihood:Likelihood",
         "nearest_image": "adversaries.nearest_image:NearestImage",
         "representation": "adversaries.representation:RepresentationMatching",
+        "representation_guess": "adversaries.representation_guess:RepresentationGuess",
+        "representation_inference": "adversaries.representation_inference:RepresentationInference",
         "rgap": "adversaries.rgap:RGAP",
         "update_over_lr": "adversaries.update_over_lr:UpdateOverLR",
     },
@@ -55,11 +57,16 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
     },
     "layer_metrics": {},
     "metrics": {
+        "class_precision": "fl_privacy.metrics.representations:ClassPrecision",
+        "class_recall": "fl_privacy.metrics.representations:ClassRecall",
         "identifiability": "fl_privacy.metrics.identifiability:Identifiability",
         "label_accuracy": "fl_privacy.metrics.labels:LabelAccuracy",
         "lpips": "fl_privacy.metrics.lpips:LPIPS",
         "mse": "fl_privacy.metrics.images:MSE",
         "psnr": "fl_privacy.metrics.images:PSNR",
+        "representation_correlation": (
+            "fl_privacy.metrics.representations:RepresentationCorrelation"
+        ),
         "ssim": "fl_privacy.metrics.images:SSIM",
     },
     "models": {
@@ -67,6 +74,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "das-convnet": "fl_privacy.models.das:DasConvNet",
         "das-fashionnet": "fl_privacy.models.das:DasFashionNet",
         "das-shallow": "fl_privacy.models.das:DasShallow",
+        "lenet5": "fl_privacy.models.lenet5:LeNet5",
         "lenet-zhu": "fl_privacy.models.zhu:LeNetZhu",
         "logistic": "fl_privacy.models.logistic:Logistic",
         "mlp": "fl_privacy.models.mlp:MLP",

@@ -78,6 +78,7 @@ class Metric(Protocol):
 
     ``score`` gives one value for each result, or a single one when ``set_level``. A ``unit``
     that begins with "share" says that values lie in [0, 1], where their intervals then stay.
+    A class variable ``kinds`` names the types of result it scores, without it reconstructions.
     """
 
     unit: ClassVar[str]
@@ -85,6 +86,24 @@ class Metric(Protocol):
     set_level: ClassVar[bool]
 
     def score(self, results: Sequence[Result], truths: Sequence[Samples]) -> Tensor: ...
+
+
+@runtime_checkable
+class ObservedMetric(Protocol):
+    """A `Metric` that needs the observed network; ``score_observed`` takes the place of ``score``.
+
+    It gets results and truths as they are, in the task's own range. ``check_observed``
+    refuses an observation it cannot be used on, before any attack.
+    """
+
+    def check_observed(self, observation: Observation) -> None: ...
+
+    def score_observed(
+        self,
+        results: Sequence[Result],
+        truths: Sequence[Samples],
+        observations: Sequence[Observation],
+    ) -> Tensor: ...
 
 
 @runtime_checkable

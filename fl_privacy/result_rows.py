@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from fl_privacy.metrics.matching import in_unit_range
-from fl_privacy.protocols import Metric
+from fl_privacy.protocols import Metric, ObservedMetric
 from fl_privacy.results import Cell, nodes_of
 from fl_privacy.truth import TruthVault
 from fl_privacy.types import (
@@ -19,7 +19,6 @@ from fl_privacy.types import (
     Reconstruction,
     Result,
     Samples,
-    Task,
 )
 
 
@@ -48,7 +47,7 @@ def row(
     line |= {"status": result.outcome.status, "message": result.outcome.message}
     line |= {"seconds": result.seconds, "loss": getattr(result, "loss", None)}
     if audited:
-        line |= scores(metrics, result, vault.samples(members), observation.task)
+        line |= scores(metrics, result, vault.samples(members), observation)
     return line
 
 
@@ -58,16 +57,24 @@ def members_of(exchanges: Iterable[Exchange]) -> list[Exchange]:
 
 
 def scores(
-    metrics: Mapping[str, Metric], result: Result, truth: Samples, task: Task
+    metrics: Mapping[str, Metric], result: Result, truth: Samples, observation: Observation
 ) -> dict[str, float | None]:
-    """One result against its truth, both of `in_unit_range`; None where a metric needs a set."""
-    truth = in_unit_range(truth, task)
+    """One result against its truth; None where a metric needs a set or another kind of result.
+
+    Both are `in_unit_range`, but as they are for a metric that sees the network.
+    """
+    scaled, made = in_unit_range(truth, observation.task), result
     if isinstance(result, Reconstruction):
-        result = in_unit_range(result, task)
-    return {
-        name: None if metric.set_level else float(metric.score([result], [truth])[0])
-        for name, metric in metrics.items()
-    }
+        made = in_unit_range(result, observation.task)
+
+    def value(metric: Metric) -> float | None:
+        if metric.set_level or not isinstance(result, getattr(metric, "kinds", (Reconstruction,))):
+            return None
+        if isinstance(metric, ObservedMetric):
+            return float(metric.score_observed([result], [truth], [observation])[0])
+        return float(metric.score([made], [scaled])[0])
+
+    return {name: value(metric) for name, metric in metrics.items()}
 
 
 def defense_of(exchanges: Sequence[Exchange], vault: TruthVault) -> str | None:

@@ -237,6 +237,21 @@ class PropertyScores:
 
 
 @dataclass(frozen=True)
+class Representations:
+    """What an adversary believes the dense layers saw of each class it found.
+
+    ``classes [c]`` int64, ascending. ``layers`` maps the name of a dense layer to its inputs,
+    ``[c, features]``, a row a class; in the order of the forward pass.
+    """
+
+    key: str
+    classes: Tensor
+    layers: Tensors
+    outcome: Outcome
+    seconds: float = math.nan
+
+
+@dataclass(frozen=True)
 class Failure:
     """The adversary cannot treat this target: why, and what would change that."""
 
@@ -244,7 +259,7 @@ class Failure:
     reason: str
 
 
-Result = Reconstruction | PropertyScores
+Result = Reconstruction | PropertyScores | Representations
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 from fl_privacy import component
-from fl_privacy.protocols import Metric
-from fl_privacy.types import Task
+from fl_privacy.protocols import Metric, ObservedMetric
+from fl_privacy.types import Observation, Task
 
 
 class MetricError(ValueError):
@@ -38,3 +38,14 @@ def prepared_metrics(specs: Iterable[str], dataset: str, task: Task) -> dict[str
         spec: metric.prepared(dataset, task) if isinstance(metric, Preparing) else metric
         for spec, metric in made.items()
     }
+
+
+def check_observed(metrics: Iterable[Metric], observation: Observation) -> None:
+    """Let each metric that sees the network refuse it before any attack.
+
+    Raises:
+        MetricError: one of them cannot be used on it.
+    """
+    for metric in metrics:
+        if isinstance(metric, ObservedMetric):
+            metric.check_observed(observation)

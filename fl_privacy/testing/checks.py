@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +14,14 @@ import torch
 from torch import Tensor
 
 from fl_privacy.component import Component
-from fl_privacy.protocols import Adversary, GradientDefense, LayerMetric, Metric, UpdateDefense
+from fl_privacy.protocols import (
+    Adversary,
+    GradientDefense,
+    LayerMetric,
+    Metric,
+    ObservedMetric,
+    UpdateDefense,
+)
 from fl_privacy.seeding import generator
 from fl_privacy.testing.toys import TASK, toy_model, toy_observations, toy_samples, toy_step
 from fl_privacy.types import (
@@ -22,7 +30,9 @@ from fl_privacy.types import (
     Outcome,
     PropertyScores,
     Reconstruction,
+    Representations,
     Result,
+    Samples,
     Step,
     Task,
     Tensors,
@@ -135,7 +145,8 @@ def check_metric(metric: Metric) -> None:
     ]
     count = 1 if metric.set_level else len(truths)
     kept = [_copied({"inputs": t.inputs, "labels": t.labels}) for t in truths]
-    scores = _unchanged_random_state(lambda: metric.score(exact, truths))
+    score = _scoring(metric, len(truths))
+    scores = _unchanged_random_state(lambda: score(exact, truths))
     _expect(scores.shape == (count,), f"expected {count} values, got {tuple(scores.shape)}")
     _expect(
         all(
@@ -149,11 +160,20 @@ def check_metric(metric: Metric) -> None:
         _expect(inside, f"a unit that begins with 'share' means values in [0, 1], got {scores}")
     if metric.set_level or not bool(scores.isfinite().all()):
         return
-    gain = scores.mean() - metric.score(wrong, truths).mean()
+    gain = scores.mean() - score(wrong, truths).mean()
     _expect(
         float(gain if metric.higher_is_leakier else -gain) > 0,
         "exact reconstructions do not score as leakier than random ones; check higher_is_leakier",
     )
+
+
+def _scoring(metric: Metric, count: int) -> Callable[[Sequence[Result], Sequence[Samples]], Tensor]:
+    """How a metric scores ``count`` results, of toy observations where it wants to see any."""
+    if not isinstance(metric, ObservedMetric):
+        return metric.score
+    observations, _ = toy_observations(count)
+    metric.check_observed(observations[0])
+    return partial(metric.score_observed, observations=observations)
 
 
 def _expect(condition: bool, message: str) -> None:
@@ -209,6 +229,8 @@ def _check_results(
                 f"expected one score for each of {len(observation.exchanges)} exchanges, "
                 f"got {tuple(result.scores.shape)}",
             )
+        elif isinstance(result, Representations):
+            _check_representations(result, observation.task)
         else:
             _check_reconstruction(result, observation.task)
 
@@ -229,6 +251,20 @@ def _check_reconstruction(result: Reconstruction, task: Task) -> None:
         f"inputs must be pixels in [{task.low}, {task.high}], got [{low:.3f}, {high:.3f}]; "
         f"use Task.denormalize and clamp",
     )
+
+
+def _check_representations(result: Representations, task: Task) -> None:
+    classes = result.classes
+    _expect(
+        classes.ndim == 1 and bool(torch.isin(classes, torch.arange(task.classes)).all()),
+        f"classes must be [c] of 0..{task.classes - 1}, got {classes}",
+    )
+    _expect(bool((classes.diff() > 0).all()), f"classes must ascend, each one once, got {classes}")
+    for name, rows in result.layers.items():
+        _expect(
+            rows.ndim == 2 and len(rows) == len(classes) and bool(rows.isfinite().all()),
+            f"{name}: expected finite rows [{len(classes)}, features], got {tuple(rows.shape)}",
+        )
 
 
 def _check_defended(
@@ -305,6 +341,8 @@ def _same_result(a: Result | Failure, b: Result | Failure) -> bool:
         return torch.equal(a.inputs, b.inputs) and torch.equal(a.labels, b.labels)
     if isinstance(a, PropertyScores) and isinstance(b, PropertyScores):
         return torch.equal(a.scores, b.scores)
+    if isinstance(a, Representations) and isinstance(b, Representations):
+        return torch.equal(a.classes, b.classes) and _same_tensors(a.layers, b.layers)
     return a == b
 
 

@@ -26,7 +26,7 @@ from fl_privacy.testing import toy_model
 from fl_privacy.testing.toys import TASK
 from fl_privacy.threat_model import ThreatModel, ThreatModelError
 from fl_privacy.truth import TruthVault
-from fl_privacy.types import Failure, Observation, Reconstruction, Samples
+from fl_privacy.types import Failure, Observation, Reconstruction, Representations, Samples
 
 COUNT = 6
 ATTACK = "gradient_similarity(iterations=5)"
@@ -35,7 +35,18 @@ ATTACK = "gradient_similarity(iterations=5)"
 def outputs(run: Path, plan: Plan) -> list[tuple[Tensor, Tensor, float]]:
     results = analyze(run, plan, model=toy_model)
     found = [results.reconstruction(row["key"]) for row in results.rows()]
-    return [(r.inputs, r.labels, r.loss) for r in found if r]
+    return [(r.inputs, r.labels, r.loss) for r in found if r] or representations(run, plan)
+
+
+def representations(run: Path, plan: Plan) -> list[tuple[Tensor, Tensor, float]]:
+    """The same of an adversary that infers no inputs, whose answers are not kept."""
+    job = prepare(run, plan, model=toy_model)
+    answers = job.adversary.attack(job.observations, seed=plan.seed, device=job.device)
+    return [
+        (torch.cat([rows.flatten() for rows in a.layers.values()]), a.classes, 0.0)
+        for a in answers
+        if isinstance(a, Representations)
+    ]
 
 
 def replace_truth_by_noise(run: Path) -> None:

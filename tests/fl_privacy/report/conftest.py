@@ -23,9 +23,10 @@ from fl_privacy.recording import Manifest, RecordingWriter
 from fl_privacy.result_rows import scores
 from fl_privacy.results import Cell, MetricInfo, ResultConfig, ResultWriter
 from fl_privacy.run_folder import RunFolder
+from fl_privacy.testing import toy_model
 from fl_privacy.threat_model import ThreatModel
 from fl_privacy.truth import TruthVault
-from fl_privacy.types import LocalTraining, Outcome, Reconstruction, Samples, Task
+from fl_privacy.types import LocalTraining, Observation, Outcome, Reconstruction, Samples, Task
 
 METRICS: dict[str, Metric] = {
     "psnr": PSNR(),
@@ -104,6 +105,7 @@ class SyntheticRun:
     ) -> None:
         for i, target in enumerate(self.targets):
             made = guess(i, target)
+            seen = Observation(target.key, (), toy_model, self.task)
             row: dict[str, Cell] = {
                 "key": target.key,
                 "attempt": 1,
@@ -121,7 +123,7 @@ class SyntheticRun:
                 target.key, made, target.truth.labels, Outcome("completed"), 0.01, 0.5
             )
             if self.audit:
-                row |= scores(METRICS, result, target.truth, self.task)
+                row |= scores(METRICS, result, target.truth, seen)
             row |= {"status": "completed", "message": "", "loss": 0.01, "seconds": 0.5}
             writer.write_chunk([row], {target.key: result})
         writer.finish()
