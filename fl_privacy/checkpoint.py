@@ -52,6 +52,23 @@ def load_last_model(model: nn.Module, folder: RunFolder) -> None:
         raise RecordingError(f"{path}: cannot resume, {error}") from None
 
 
+def load_initial_model(model: nn.Module, path: str) -> None:
+    """Put the parameters that another run kept into ``model``; an empty path leaves it alone.
+
+    Raises:
+        RunFolderError: the file is missing, damaged, or of another model.
+    """
+    if not path:
+        return
+    try:
+        model.load_state_dict(_kept(Path(path)))
+    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        raise RunFolderError(
+            f"initial-model {path!r} cannot be used ({error}): expected the absolute path of the "
+            f"model.safetensors of a run with the same model and task"
+        ) from None
+
+
 def _kept(path: Path) -> dict[str, Tensor]:
     return dict(safetensors.torch.load(path.read_bytes()))
 

@@ -342,6 +342,63 @@ def attack(
 @app.command(
     epilog="""Examples:
 
+fl-privacy sweep docs/sweeps/quick.toml --out runs/quick
+
+fl-privacy sweep docs/sweeps/fig5-dlg-mnist.toml --out runs/fig5 --dry-run
+
+fl-privacy sweep docs/sweeps/fig5-dlg-mnist.toml --out runs/fig5 --only "soteria-*"
+--set "dataset=npz(path='/data/mnist.npz')"
+
+fl-privacy sweep docs/sweeps/fig5-gs-cifar10.toml --out runs/full --full --client-gpus 0.1"""
+)
+def sweep(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="TOML file of the sweep (docs/sweep.md).")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the sweep; goes on there.")],
+    full: Annotated[
+        bool, typer.Option("--full", help="Apply the file's table of changes.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A setting of [run]; train.KEY, record.KEY; repeat."
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="POINT", help="These points, such as soteria-*.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all, list points and work, do nothing.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Of attacks: auto, cpu, cuda, cuda:1.")] = "auto",
+    client_cpus: Annotated[int, typer.Option(min=1, help="Cores a client.")] = 1,
+    client_gpus: Annotated[float, typer.Option(min=0, help="GPUs a client.")] = 0.0,
+) -> None:
+    """Compare defenses: train, record and attack each at each strength; resumable.
+
+    The exit status is 1 when a point failed; the others are finished all the same.
+    """
+    from fl_privacy.sweep import command
+    from fl_privacy.sweep.tools import RealTools
+
+    request = command.Request(file, out.absolute(), tuple(set_ or ()), full, tuple(only or ()))
+    if dry_run:
+        for part in command.rehearsed(request, device):
+            Console(emoji=False).print(part, highlight=False)
+        return
+    tools = RealTools(device, {"client_cpus": client_cpus, "client_gpus": client_gpus})
+    page, failed = command.execute(request, tools, Console(stderr=True, emoji=False))
+    for where, why in failed.items():
+        _say_error(f"{where}: {why}")
+    typer.echo(f"Sweep: {page}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="""Examples:
+
 fl-privacy report runs/first
 
 fl-privacy report runs/first --pictures 32"""

@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from clients.training import evaluate_model
-from fl_privacy.checkpoint import load_last_model, save_model
+from fl_privacy.checkpoint import load_initial_model, load_last_model, save_model
 from fl_privacy.code_digest import code_digest
 from fl_privacy.component import create
 from fl_privacy.history import add_round, begin_attempt
@@ -61,6 +61,7 @@ def main(grid: Grid, context: Context) -> None:
             load_last_model(model, folder)
         else:
             folder.model.unlink(missing_ok=True)
+            load_initial_model(model, settings.initial_model)
         strategy = RecordingStrategy(
             inner,
             writer,

@@ -68,6 +68,9 @@ class RunSettings(BaseModel):
         bool,
         Recorded(description="add an attempt to the recording in out-dir, from its last model"),
     ] = False
+    initial_model: Annotated[
+        str, Recorded(description="safetensors file of the first parameters; empty: by the seed")
+    ] = ""
     audit: Annotated[bool, Recorded(description="clients write their truth into out-dir/truth")] = (
         False
     )

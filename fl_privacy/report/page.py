@@ -76,6 +76,12 @@ def render(run: Run, *, pictures: int) -> str:
     return environment.from_string(template).render(context(run, pictures))
 
 
+def style() -> Markup:
+    """The style sheet of all pages."""
+    sheet = files("fl_privacy.report").joinpath("style.css").read_text(encoding="utf-8")
+    return Markup(sheet.rstrip())
+
+
 def context(run: Run, pictures: int) -> dict[str, Any]:
     """Everything the template shows."""
     found = run.analyses
@@ -85,6 +91,7 @@ def context(run: Run, pictures: int) -> dict[str, Any]:
         "title": run.path.resolve().name,
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": VERSION,
+        "style": style(),
         "cap": PSNR_CAP,
         "headlines": headlines(found),
         "notices": [why_no_scores(run), *weak_guesses(found), *interrupted(found)],

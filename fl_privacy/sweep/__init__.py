@@ -1,0 +1,1 @@
+"""A grid of defenses, strengths and attacks: trained, recorded, attacked, scored, compared."""

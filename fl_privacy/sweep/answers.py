@@ -1,0 +1,67 @@
+"""What an attack of a point made: a small file that names its results and their targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fl_privacy.recording_store import write_atomically
+from fl_privacy.results import ResultSet
+from fl_privacy.sweep.reading import SweepError
+
+PLAIN, GUESS = "plain", "baseline"
+"""The adversary as the file names it, and the one that guesses."""
+
+
+class Answer(BaseModel):
+    """The results of one adversary: their folder, seen from the point's, and its targets."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str
+    results: str
+    keys: tuple[str, ...]
+
+    def open(self, folder: Path) -> ResultSet:
+        """The results themselves."""
+        return ResultSet(folder / self.results, frozenset(self.keys))
+
+
+class Answers(BaseModel):
+    """All adversaries of one attack on one recording: the plain one first, the guess last."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seconds: float
+    made: tuple[Answer, ...]
+
+
+def answer_of(label: str, results: ResultSet, folder: Path) -> Answer:
+    """The answer that points at ``results``, which lie below ``folder``."""
+    place = results.folder.relative_to(folder).as_posix()
+    return Answer(label=label, results=place, keys=tuple(row["key"] for row in results.rows()))
+
+
+def write_answers(path: Path, made: Sequence[Answer], seconds: float) -> None:
+    """Write them as a whole: a file that is there says that the attack is finished."""
+    answers = Answers(seconds=round(seconds, 3), made=tuple(made))
+    write_atomically([(path, answers.model_dump_json(indent=2).encode() + b"\n")])
+
+
+def read_answers(path: Path) -> Answers | None:
+    """The answers in a file; None when the attack is not finished.
+
+    Raises:
+        SweepError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return Answers.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise SweepError(
+            f"{path}: damaged ({error.errors()[0]['msg']}); remove it and repeat the command, "
+            f"which finds the results again"
+        ) from None

@@ -1,0 +1,135 @@
+"""What ``fl-privacy sweep`` does once its options are read."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fl_privacy.printable import printable
+from fl_privacy.sweep.grid import Sweep
+from fl_privacy.sweep.live import shown
+from fl_privacy.sweep.page import write_page
+from fl_privacy.sweep.reading import SweepError, read_sweep
+from fl_privacy.sweep.results import measure
+from fl_privacy.sweep.running import Step, Tools, locked, pending, run_sweep, steps
+from fl_privacy.sweep.stages import Cell, cells_of
+from fl_privacy.sweep.tools import preflight
+
+
+@dataclass(frozen=True)
+class Request:
+    """A sweep as the command line asks for it."""
+
+    file: Path
+    out: Path
+    pairs: tuple[str, ...] = ()
+    full: bool = False
+    only: tuple[str, ...] = ()
+
+    def read(self) -> tuple[Sweep, list[Cell]]:
+        """The sweep and all its cells.
+
+        Raises:
+            SweepError, ComponentError: the file cannot be used.
+        """
+        sweep = read_sweep(self.file, pairs=self.pairs, full=self.full)
+        return sweep, cells_of(sweep, self.out)
+
+    def wanted(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells whose points were asked for; all without ``only``.
+
+        Raises:
+            SweepError: a pattern that fits no point.
+        """
+        names = [cell.point.name for cell in cells]
+        for pattern in self.only:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                known = ", ".join(dict.fromkeys(names))
+                raise SweepError(f"--only {pattern!r} fits no point; there are: {known}")
+        fits = [any(fnmatchcase(name, p) for p in self.only or ("*",)) for name in names]
+        return [cell for cell, fit in zip(cells, fits, strict=True) if fit]
+
+    @property
+    def command(self) -> str:
+        """The same request as a command line."""
+        parts = ["fl-privacy", "sweep", str(self.file), "--out", str(self.out)]
+        parts += ["--full"] if self.full else []
+        parts += [word for pair in self.pairs for word in ("--set", pair)]
+        return shlex.join(parts)
+
+
+def execute(request: Request, tools: Tools, console: Console) -> tuple[Path, dict[str, str]]:
+    """Check everything, do what is left, write the page; returns it and what failed.
+
+    An interruption leaves what is finished, and a page of that.
+
+    Raises:
+        SweepError, ComponentError, DatasetError, AnalysisError: refused before any work.
+    """
+    sweep, cells = request.read()
+    wanted = request.wanted(cells)
+    console.print(estimate(wanted), highlight=False)
+    preflight(pending(wanted), tools.device)
+    with locked(request.out):
+        try:
+            with shown(wanted, console) as board:
+                failed = run_sweep(wanted, tools, board)
+        finally:
+            page = publish(request, sweep, cells)
+    return page, failed
+
+
+def rehearsed(request: Request, device: str) -> tuple[Table, str]:
+    """Check everything and say what would be done.
+
+    Raises:
+        SweepError, ComponentError, DatasetError, AnalysisError: what would be refused.
+    """
+    _, cells = request.read()
+    wanted = request.wanted(cells)
+    preflight(pending(wanted), device)
+    return overview(wanted), estimate(wanted)
+
+
+def publish(request: Request, sweep: Sweep, cells: Sequence[Cell]) -> Path:
+    """Write the page of all that is there."""
+    left = len(pending(cells))
+    return write_page(request.out, sweep, measure(cells), left, request.command)
+
+
+def estimate(cells: Sequence[Cell]) -> str:
+    """How much work there is, in one line."""
+    every = [step for cell in cells for step in steps(cell)]
+    left = [step for step in every if not step.done]
+    kinds = Counter(step.kind for step in left)
+    adaptive = any(step.attack.adaptive for step in left if step.attack)
+    points = len({cell.point.name for cell in cells})
+    return (
+        f"{points} points, {len(cells)} with seeds; to do: "
+        f"{kinds['train'] + kinds['record']} simulations ({kinds['train']} train, "
+        f"{kinds['record']} record) and {kinds['attack']} attacks"
+        f"{', more with the adaptive ones' if adaptive else ''}; "
+        f"done: {len(every) - len(left)} of {len(every)} steps"
+    )
+
+
+def overview(cells: Sequence[Cell]) -> Table:
+    """Every point with its defense and what is left of it."""
+    table = Table("point", "defense", "left", title_justify="left")
+    for name in dict.fromkeys(cell.point.name for cell in cells):
+        mine = [cell for cell in cells if cell.point.name == name]
+        todo = [_short(step) for cell in mine for step in steps(cell) if not step.done]
+        words = ", ".join(f"{n} {what}" for what, n in Counter(todo).items()) or "nothing"
+        table.add_row(*map(printable, (name, mine[0].point.spec or "none", words)))
+    return table
+
+
+def _short(step: Step) -> str:
+    return step.kind if step.attack is None else step.attack.title

@@ -1,0 +1,245 @@
+"""What a sweep file says: defenses with their strengths, run settings, attacks.
+
+A defense of the file is a line of the utility-privacy figure: one spec, in which
+``{strength}`` stands for each of its ``strengths`` in turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from fl_privacy import component
+from fl_privacy.component import Component
+from fl_privacy.plan import METRICS, Plan
+from fl_privacy.settings import RunSettings, Scalar, parse_settings
+from fl_privacy.threat_model import ThreatModel
+from fl_privacy.types import PositiveInt
+
+STRENGTH = "{strength}"
+"""Stands for the strength in the spec of a defense."""
+
+CLIENTS, FROM_TRAINED = "clients", "from-trained"
+"""Keys beside those of the run config: how many clients, and whose parameters to start from."""
+
+OWN_KEYS: Mapping[str, str] = {
+    "client-defense": "the tables [defenses.NAME] set it",
+    "seed": "the list seeds sets it",
+    "out-dir": "the option --out sets it",
+    "resume": "a sweep resumes by itself",
+    "initial-model": f"{FROM_TRAINED} = true in [record] sets it",
+}
+"""Settings that a sweep fills in, and where they come from."""
+
+
+def _hyphens(table: Any) -> Any:
+    """Keys as the run config writes them."""
+    if not isinstance(table, dict):
+        return table
+    return {str(key).replace("_", "-"): value for key, value in table.items()}
+
+
+def _known(table: dict[str, Scalar]) -> dict[str, Scalar]:
+    """A table of run settings, each key and value checked.
+
+    Raises:
+        ValueError: a key that is no setting, that the sweep sets, or a wrong value.
+    """
+    for key, why in OWN_KEYS.items():
+        if key in table:
+            raise ValueError(f"{key} is not set here: {why}")
+    clients = table.get(CLIENTS, 1)
+    if isinstance(clients, bool) or not isinstance(clients, int) or clients < 1:
+        raise ValueError(f"{CLIENTS}: expected a whole number above 0, got {clients!r}")
+    parse_settings({k: v for k, v in table.items() if k not in (CLIENTS, FROM_TRAINED)})
+    return table
+
+
+def _without_start(table: dict[str, Scalar]) -> dict[str, Scalar]:
+    if FROM_TRAINED in table:
+        raise ValueError(f"{FROM_TRAINED} belongs in [record]")
+    return table
+
+
+Table = Annotated[dict[str, Scalar], BeforeValidator(_hyphens), AfterValidator(_known)]
+"""Run settings by name, hyphens or underscores, and ``clients``."""
+
+RunTable = Annotated[Table, AfterValidator(_without_start)]
+
+
+class DefenseLine(Component):
+    """One defense at some strengths; an empty spec is no defense."""
+
+    spec: Annotated[str, Field(description="defenses joined by +; {strength} is filled in")] = ""
+    strengths: Annotated[
+        tuple[float | int | str, ...], Field(description="what {strength} stands for, in turn")
+    ] = ()
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if (STRENGTH in self.spec) != bool(self.strengths):
+            raise ValueError(
+                f"spec and strengths go together: expected {STRENGTH} in the spec and a list of "
+                f"strengths, or neither; got spec {self.spec!r} and strengths {self.strengths}"
+            )
+        if len(set(map(str, self.strengths))) < len(self.strengths):
+            raise ValueError(f"strengths: each once, got {self.strengths}")
+        return self
+
+    def specs(self) -> list[tuple[str, str]]:
+        """Strength and spec of each point, in the order of the file."""
+        if not self.strengths:
+            return [("", self.spec)]
+        return [(str(s), self.spec.replace(STRENGTH, str(s))) for s in self.strengths]
+
+
+class Attack(Component):
+    """Who attacks every point; ``adaptive`` adds the adversaries that know its defense."""
+
+    adversary: Annotated[str, Field(description="adversary, as name(setting=value)")]
+    name: Annotated[str, Field(description="name in figures; empty: the adversary's")] = ""
+    adaptive: Annotated[bool, Field(description="also those who know the defense")] = False
+    metrics: Annotated[tuple[str, ...], Field(description="scores beside the usual ones")] = ()
+    targets: Annotated[PositiveInt | None, Field(description="first targets; none: all")] = None
+    rounds: Annotated[str, Field(description="rounds to attack; empty: all recorded")] = ""
+    threat_model: ThreatModel = ThreatModel()
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return self.name or component.parse(self.adversary)[0]
+
+    def plan(self, seed: int, device: str) -> Plan:
+        """The analysis of one recording."""
+        return Plan(
+            adversary=self.adversary,
+            threat_model=self.threat_model,
+            metrics=tuple(dict.fromkeys((*METRICS, *self.metrics))),
+            targets=self.targets,
+            rounds=self.rounds,
+            seed=seed,
+            device=device,
+        )
+
+
+class Sweep(Component):
+    """A whole sweep file."""
+
+    title: Annotated[str, Field(description="heading of the page")] = ""
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        Field(min_length=1, description="each repeats everything: model, data, noise, attack"),
+    ] = (0,)
+    reference: Annotated[
+        str, Field(description="defense whose error is divided by the others'")
+    ] = ""
+    run: Annotated[RunTable, Field(default_factory=dict, description="run settings of every point")]
+    train: Annotated[
+        RunTable | None, Field(description="settings of the run that measures accuracy and cost")
+    ] = None
+    record: Annotated[
+        Table | None, Field(description="settings of the run whose updates are attacked")
+    ] = None
+    axes: Annotated[
+        dict[str, tuple[Scalar, ...]],
+        BeforeValidator(_hyphens),
+        Field(default_factory=dict, description="run settings to cross with every defense"),
+    ]
+    defenses: Annotated[dict[str, DefenseLine], Field(min_length=1)]
+    attacks: tuple[Attack, ...] = ()
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.train is None and not self.attacks:
+            raise ValueError("nothing to do: give a table [train], an [[attacks]], or both")
+        if self.record is not None and not self.attacks:
+            raise ValueError("[record] is there to be attacked: add an [[attacks]]")
+        if (self.record or {}).get(FROM_TRAINED) and self.train is None:
+            raise ValueError(f"{FROM_TRAINED} = true needs a table [train]")
+        if self.reference and self.reference not in self.defenses:
+            raise ValueError(
+                f"reference {self.reference!r} is no defense of this file; there are: "
+                f"{', '.join(self.defenses)}"
+            )
+        self._check_axes()
+        _refuse_doubles("[[attacks]] called", [attack.title for attack in self.attacks])
+        _refuse_doubles("points called", [point.name for point in self.points()])
+        return self
+
+    def _check_axes(self) -> None:
+        for key, values in self.axes.items():
+            for table, held in (("train", self.train), ("record", self.record)):
+                if key in (held or {}):
+                    raise ValueError(f"{key} is an axis, so it cannot be in [{table}] too")
+            if not values or len(set(map(str, values))) < len(values):
+                raise ValueError(f"axes.{key}: expected values, each once, got {values}")
+            for value in values:
+                _known({key: value})
+
+    def points(self) -> list[Point]:
+        """Every combination of axes, defense and strength, in the order of the file."""
+        return [
+            Point(tuple(zip(self.axes, values, strict=True)), name, strength, spec)
+            for values in product(*self.axes.values())
+            for name, line in self.defenses.items()
+            for strength, spec in line.specs()
+        ]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One dot of the figure: a defense at one strength, and the values of the axes."""
+
+    axes: tuple[tuple[str, Scalar], ...]
+    defense: str
+    strength: str
+    spec: str
+
+    @property
+    def group(self) -> str:
+        """The axes in words; empty without any."""
+        return ", ".join(f"{key} {value}" for key, value in self.axes)
+
+    @property
+    def label(self) -> str:
+        """Defense and strength."""
+        return f"{self.defense} {self.strength}".strip()
+
+    @property
+    def name(self) -> str:
+        """A name for a folder, the same for the same point."""
+        parts = [*(f"{key}-{value}" for key, value in self.axes), self.defense]
+        whole = "--".join(map(slug, parts))
+        return slug(f"{whole}-{slug(self.strength)}" if self.strength else whole, limit=120)
+
+
+def slug(text: str, limit: int = 48) -> str:
+    """``text`` as a part of a file name: letters, digits, dots, hyphens, underscores.
+
+    A text that has to be changed for that gets a piece of its digest, so that two different
+    texts do not share a name.
+    """
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
+    if plain == text and 0 < len(plain) <= limit:
+        return plain
+    tail = hashlib.sha256(text.encode()).hexdigest()[:6]
+    return f"{plain[: limit - 7].rstrip('-._')}-{tail}".lstrip("-")
+
+
+def table_fields() -> tuple[str, ...]:
+    """Names that a table of run settings may hold."""
+    return (CLIENTS, *(f.alias or n for n, f in RunSettings.model_fields.items()))
+
+
+def _refuse_doubles(what: str, names: list[str]) -> None:
+    """Names differ by more than capitals, which not every file system tells apart."""
+    doubles = [name for name, n in Counter(map(str.casefold, names)).items() if n > 1]
+    if doubles:
+        raise ValueError(f"two {what} {doubles[0]!r}; rename one")

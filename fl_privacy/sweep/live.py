@@ -1,0 +1,159 @@
+"""The live table of a sweep: a row a point; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from fl_privacy.printable import plain, printable
+from fl_privacy.sweep.results import Adversary, Measured, measure
+from fl_privacy.sweep.running import Kind, Step, pending
+from fl_privacy.sweep.stages import Cell
+from fl_privacy.sweep.table import MISSING, percent
+
+ROOM = 6
+"""Lines of a terminal that are not for rows."""
+
+
+@dataclass
+class Clock:
+    """How long steps take, by kind, and so how long the rest will."""
+
+    left: dict[Kind, int]
+    spent: dict[Kind, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def ended(self, kind: Kind, seconds: float) -> None:
+        """A step is over."""
+        self.left[kind] -= 1
+        self.spent[kind].append(seconds)
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds that are left; None while a kind that is left has never been timed."""
+        total = 0.0
+        for kind, count in self.left.items():
+            if count and not self.spent[kind]:
+                return None
+            total += count * sum(self.spent[kind]) / max(len(self.spent[kind]), 1)
+        return total
+
+
+class Board:
+    """A `Watch` that keeps what is shown: what each point is at and what it measured."""
+
+    def __init__(self, cells: Sequence[Cell], console: Console) -> None:
+        self.console = console
+        self.cells = {c.point.name: [o for o in cells if o.point == c.point] for c in cells}
+        left = pending(cells)
+        counts: dict[Kind, int] = {"train": 0, "record": 0, "attack": 0}
+        for step in left:
+            counts[step.kind] += 1
+        self.clock = Clock(counts)
+        waiting = {step.cell.point.name for step in left}
+        self.state = {name: "waiting" if name in waiting else "done" for name in self.cells}
+        self.measured = {name: _measured(mine) for name, mine in self.cells.items()}
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.current = ""
+        self.live: Live | None = None
+
+    def started(self, step: Step) -> None:
+        """Say what begins."""
+        self.current = step.cell.point.name
+        self._say(step, "started")
+
+    def told(self, step: Step, words: str) -> None:
+        """Show how far it is; without a terminal the ends are enough."""
+        self.state[step.cell.point.name] = f"{_where(step)}: {words}"
+        self._draw()
+
+    def ended(self, step: Step, seconds: float, error: str) -> None:
+        """Show what came of it."""
+        name = step.cell.point.name
+        self.seconds[name] += seconds
+        self.clock.ended(step.kind, seconds)
+        self.measured[name] = _measured(self.cells[name])
+        self._say(step, f"failed: {error}" if error else f"finished in {seconds:.0f} s")
+        if not error and not pending(self.cells[name]):
+            self.state[name] = "done"
+            self._draw()
+
+    def _say(self, step: Step, words: str) -> None:
+        self.state[step.cell.point.name] = f"{_where(step)} {words}"
+        if self.live is None:
+            line = f"{step.cell.point.name}, seed {step.cell.seed}: {step.title} {words}"
+            self.console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
+        self._draw()
+
+    def _draw(self) -> None:
+        if self.live is not None:
+            self.live.update(self.table())
+
+    def table(self) -> Table:
+        """The points around the current one, as many as the terminal has room for."""
+        remaining = self.clock.remaining
+        eta = "unknown yet" if remaining is None else clock(remaining)
+        table = Table(
+            *("point", "at", "accuracy", "MSE plain", "strongest", "time"),
+            caption=f"{sum(self.clock.left.values())} steps left, about {eta}",
+            caption_justify="left",
+        )
+        names = list(self.cells)
+        room = max(3, self.console.height - ROOM)
+        at = names.index(self.current) if self.current in names else 0
+        first = max(0, min(at - room // 2, len(names) - room))
+        for name in names[first : first + room]:
+            table.add_row(*map(printable, self.row(name)))
+        return table
+
+    def row(self, name: str) -> tuple[str, ...]:
+        """One point."""
+        found = self.measured[name]
+        attacked = found.attacks[0] if found and found.attacks else None
+        return (
+            name,
+            self.state[name],
+            percent(found.accuracy).partition(" [")[0] if found else MISSING,
+            _error(attacked.plain) if attacked else MISSING,
+            _error(attacked.strongest) if attacked else MISSING,
+            clock(self.seconds[name]) if self.seconds[name] else "",
+        )
+
+
+def _where(step: Step) -> str:
+    seeds = f"seed {step.cell.seed}, " if step.cell.seed else ""
+    return f"{seeds}{step.title}"
+
+
+def _measured(cells: Sequence[Cell]) -> Measured | None:
+    found = measure(cells)
+    return found[0] if found else None
+
+
+def _error(adversary: Adversary) -> str:
+    found = adversary.interval("mse")
+    return MISSING if found is None else f"{found.mean:.4f}"
+
+
+def clock(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@contextmanager
+def shown(cells: Sequence[Cell], console: Console) -> Iterator[Board]:
+    """Yield a board that is drawn on ``console`` while the block runs."""
+    board = Board(cells, console)
+    if not console.is_terminal:
+        yield board
+        return
+    with Live(board.table(), console=console, refresh_per_second=4) as live:
+        board.live = live
+        yield board

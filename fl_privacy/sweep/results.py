@@ -1,0 +1,185 @@
+"""What a sweep measured, read from its folders: accuracy, cost and leakage of every point."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from fl_privacy.metrics.statistics import Interval, mean_interval, wilson
+from fl_privacy.recording import Recording
+from fl_privacy.report.reading import read_history
+from fl_privacy.report.scores import interval_of
+from fl_privacy.results import MetricInfo, ResultSet
+from fl_privacy.run_folder import RunFolder
+from fl_privacy.sweep.answers import GUESS, PLAIN, read_answers
+from fl_privacy.sweep.grid import Attack, Point
+from fl_privacy.sweep.stages import Cell, Stage
+
+STRONGEST_BY = "mse"
+"""The metric whose mean says which adversary is the strongest: the smallest error."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Test accuracy (a share) and loss after each round, from round 0, of one training run."""
+
+    accuracy: tuple[float, ...]
+    loss: tuple[float | None, ...]
+    samples: int
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """One adversary against one point: the targets of all seeds together."""
+
+    label: str
+    results: tuple[ResultSet, ...]
+    folders: tuple[Path, ...]
+
+    @property
+    def metrics(self) -> Mapping[str, MetricInfo]:
+        """What it was scored by."""
+        return {metric.name: metric for metric in self.results[0].config.metrics}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a target."""
+        return [row for result in self.results for row in result.rows()]
+
+    def interval(self, metric: str) -> Interval | None:
+        """Mean over targets with its 95 % interval; None when nothing was scored by it."""
+        if metric not in self.metrics:
+            return None
+        found = interval_of([row.get(metric) for row in self.rows], self.metrics[metric])
+        return found if found.n else None
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """One attack on one point: all its adversaries, and the guess."""
+
+    attack: Attack
+    adversaries: tuple[Adversary, ...]
+    guess: Adversary | None
+
+    @property
+    def plain(self) -> Adversary:
+        """The adversary that knows of no defense."""
+        return self.adversaries[0]
+
+    @property
+    def strongest(self) -> Adversary:
+        """The one with the smallest mean error, plain or adaptive: a rule over all targets."""
+        scored = [(a, a.interval(STRONGEST_BY)) for a in self.adversaries]
+        means = [(found.mean, i) for i, (_, found) in enumerate(scored) if found]
+        return self.adversaries[min(means)[1]] if means else self.plain
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that is known of a point so far."""
+
+    point: Point
+    seeds: tuple[int, ...]
+    curves: tuple[Curve, ...]
+    round_seconds: tuple[float, ...]
+    uploads: tuple[int, ...]
+    attacks: tuple[Attacked, ...]
+
+    @property
+    def accuracy(self) -> Interval | None:
+        """Final test accuracy, a share: Wilson over test samples for one seed, t over several."""
+        last = [(curve.accuracy[-1], curve.samples) for curve in self.curves]
+        if len(last) == 1:
+            share, n = last[0]
+            return wilson(share * n, n)
+        return mean_interval(share for share, _ in last) if last else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Median seconds of a round, all seeds together."""
+        return statistics.median(self.round_seconds) if self.round_seconds else None
+
+    @property
+    def upload(self) -> float | None:
+        """Mean bytes of an upload as received."""
+        return statistics.fmean(self.uploads) if self.uploads else None
+
+    def attacked(self, title: str) -> Attacked | None:
+        """One of its attacks by name."""
+        return next((a for a in self.attacks if a.attack.title == title), None)
+
+
+class _Timed(BaseModel):
+    attempt: int
+    round: int
+    seconds: float
+
+
+def measure(cells: Sequence[Cell]) -> list[Measured]:
+    """All points that have anything, in the order of the sweep."""
+    grouped = [list(group) for _, group in groupby(cells, key=lambda cell: cell.point)]
+    found = [_measured(group) for group in grouped]
+    return [m for m in found if m.curves or m.attacks or m.uploads]
+
+
+def _measured(cells: Sequence[Cell]) -> Measured:
+    trained = [c.train for c in cells if c.train and c.train.done]
+    recorded = [c.record for c in cells if c.record and c.record.done]
+    attacks = [_attacked(cells, number) for number in range(len(cells[0].attacks))]
+    return Measured(
+        point=cells[0].point,
+        seeds=tuple(c.seed for c in cells if any(stage.done for stage in c.stages)),
+        curves=tuple(map(curve, trained)),
+        round_seconds=tuple(s for stage in trained for s in round_seconds(stage)),
+        uploads=tuple(b for stage in trained or recorded for b in upload_bytes(stage)),
+        attacks=tuple(attack for attack in attacks if attack),
+    )
+
+
+def _attacked(cells: Sequence[Cell], number: int) -> Attacked | None:
+    attack = cells[0].attacks[number]
+    by_label: dict[str, list[tuple[ResultSet, Path]]] = {}
+    for cell in cells:
+        if cell.record is None or not (answers := read_answers(cell.answer(attack))):
+            continue
+        for answer in answers.made:
+            place = (answer.open(cell.folder), cell.record.folder)
+            by_label.setdefault(answer.label, []).append(place)
+    made = {
+        label: Adversary(label, tuple(r for r, _ in places), tuple(f for _, f in places))
+        for label, places in by_label.items()
+    }
+    guess = made.pop(GUESS, None)
+    if PLAIN not in made:
+        return None
+    plain = made.pop(PLAIN)
+    return Attacked(attack, (plain, *made.values()), guess)
+
+
+def curve(stage: Stage) -> Curve:
+    """The history of a whole training run."""
+    scores = read_history(RunFolder(stage.folder).history)
+    return Curve(tuple(s.accuracy for s in scores), tuple(s.loss for s in scores), scores[-1].n)
+
+
+def round_seconds(stage: Stage) -> list[float]:
+    """Seconds of each round, training and evaluation; the first, in which Ray starts, is left out.
+
+    The only round of a run of one round is better than none.
+    """
+    text = RunFolder(stage.folder).history.read_text(encoding="utf-8")
+    ends = [_Timed.model_validate_json(line).seconds for line in text.splitlines() if line]
+    spans = [after - before for before, after in pairwise(ends)]
+    return spans[1:] or spans
+
+
+def upload_bytes(stage: Stage) -> list[int]:
+    """Bytes of each recorded reply, as received."""
+    return [entry.bytes for entry in Recording(RunFolder(stage.folder).recording).entries()]

@@ -1,0 +1,163 @@
+"""The folder tree of a sweep, which is all the state it has.
+
+::
+
+    points/<point>/seed-<s>/train-<digest>/     a whole training run, under its final name
+                            record-<digest>/    a whole recorded run, and the results of attacks
+                            <attack>-<digest>.json   which results an attack made
+
+A stage is computed in ``<name>.partial`` and renamed when it is whole, so whatever has its
+final name is finished. The digest covers every setting that decides the numbers: a changed
+sweep file gets new folders for what changed, and finds the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fl_privacy.report.reading import read_history
+from fl_privacy.run_folder import RunFolder
+from fl_privacy.settings import RunSettings, Scalar, parse_settings
+from fl_privacy.sweep.grid import CLIENTS, FROM_TRAINED, Attack, Point, Sweep, slug
+from fl_privacy.sweep.reading import SweepError
+
+DEFAULT_CLIENTS = 10
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One simulation: its folder, its run settings, its clients, and where it starts from."""
+
+    kind: Literal["train", "record"]
+    folder: Path
+    settings: Mapping[str, Scalar]
+    clients: int
+    start: Stage | None = None
+
+    @property
+    def partial(self) -> Path:
+        """Where it is computed until it is whole."""
+        return self.folder.with_name(f"{self.folder.name}.partial")
+
+    @property
+    def config(self) -> dict[str, Scalar]:
+        """Its run config, with the parameters to start from."""
+        if self.start is None:
+            return dict(self.settings)
+        return {**self.settings, "initial-model": str(RunFolder(self.start.folder).model)}
+
+    @property
+    def parsed(self) -> RunSettings:
+        """Its run config, typed."""
+        return parse_settings(self.config)
+
+    @property
+    def done(self) -> bool:
+        """Whether all of it is there."""
+        return self.folder.is_dir() and self.whole(self.folder)
+
+    def whole(self, folder: Path) -> bool:
+        """Whether ``folder`` holds every round of it and its last model."""
+        run = RunFolder(folder)
+        rounds = [score.round for score in read_history(run.history)]
+        wanted = list(range(int(self.parsed.num_server_rounds) + 1))
+        return rounds == wanted and run.model.exists() and run.manifest.exists()
+
+    def perform(self, simulate: Callable[[Path], None]) -> None:
+        """Compute it from its beginning, so that an interruption changes no number.
+
+        Raises:
+            SweepError: the simulation left it incomplete, or something else has its name.
+        """
+        if self.folder.exists():
+            raise SweepError(
+                f"{self.folder}: incomplete, though only finished runs get that name; remove it "
+                f"and repeat the command, which computes it again"
+            )
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        simulate(self.partial)
+        if not self.whole(self.partial):
+            raise SweepError(f"{self.partial}: the run ended before its last round; see its log")
+        self.partial.rename(self.folder)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point at one seed: what is trained, what is recorded, what attacks it."""
+
+    point: Point
+    seed: int
+    folder: Path
+    train: Stage | None
+    record: Stage | None
+    attacks: tuple[Attack, ...]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Its simulations; one when a single run serves both purposes."""
+        found = [stage for stage in (self.train, self.record) if stage is not None]
+        return found[:1] if len({stage.folder for stage in found}) == 1 else found
+
+    def answer(self, attack: Attack) -> Path:
+        """The file that says which results an attack made."""
+        assert self.record is not None
+        identity = {"attack": attack.model_dump(mode="json"), "of": self.record.folder.name}
+        return self.folder / f"{slug(attack.title)}-{short_digest(identity)}.json"
+
+
+def cells_of(sweep: Sweep, out: Path) -> list[Cell]:
+    """Every point at every seed, in the order of the file, all seeds of a point together."""
+    return [
+        _cell(sweep, point, seed, out / "points" / point.name / f"seed-{seed}")
+        for point in sweep.points()
+        for seed in sweep.seeds
+    ]
+
+
+def _cell(sweep: Sweep, point: Point, seed: int, folder: Path) -> Cell:
+    own = {**dict(point.axes), "client-defense": point.spec, "seed": seed}
+    train = None if sweep.train is None else {**sweep.run, **sweep.train, **own}
+    record = {**sweep.run, **(sweep.record or {}), **own} if sweep.attacks else None
+    audited = None if record is None else {"audit": True, **record}
+    if train == record and train is not None and audited is not None:
+        both = _stage("train", folder, audited, None)
+        return Cell(point, seed, folder, both, both, sweep.attacks)
+    trained = None if train is None else _stage("train", folder, sparingly(train), None)
+    recorded = None if audited is None else _stage("record", folder, audited, trained)
+    return Cell(point, seed, folder, trained, recorded, sweep.attacks)
+
+
+def sparingly(table: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """A training run records its first and last round, enough to know the size of an upload."""
+    rounds = int(parse_settings(_plain(table)).num_server_rounds)
+    return {"record-rounds": "1" if rounds == 1 else f"1,{rounds}", **table}
+
+
+def _stage(
+    kind: Literal["train", "record"],
+    folder: Path,
+    table: Mapping[str, Scalar],
+    trained: Stage | None,
+) -> Stage:
+    settings = parse_settings(_plain(table)).model_dump(by_alias=True, exclude_defaults=True)
+    clients = int(table.get(CLIENTS, DEFAULT_CLIENTS))
+    start = trained if table.get(FROM_TRAINED) else None
+    identity = {"settings": settings, "clients": clients, "from": start and start.folder.name}
+    return Stage(kind, folder / f"{kind}-{short_digest(identity)}", settings, clients, start)
+
+
+def _plain(table: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    return {k: v for k, v in table.items() if k not in (CLIENTS, FROM_TRAINED)}
+
+
+def short_digest(identity: Mapping[str, Any]) -> str:
+    """The first 10 hexadecimal digits of the SHA-256 of what decides the numbers."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -1,0 +1,101 @@
+"""The real tools of a sweep: Flower's simulation and the offline analysis; and its preflight."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from fl_privacy import component, simulation
+from fl_privacy.adaptive_command import adaptive_plans
+from fl_privacy.analysis import execute, prepare
+from fl_privacy.baseline_job import prepare_baseline
+from fl_privacy.component import ComponentError
+from fl_privacy.plan import Plan, resolve_device
+from fl_privacy.preflight import prepare as rehearse
+from fl_privacy.protocols import Progress
+from fl_privacy.results import ResultSet
+from fl_privacy.run_folder import RunFolder
+from fl_privacy.sweep.running import Step, Told
+from fl_privacy.sweep.stages import Stage
+
+TELL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class RealTools:
+    """Simulations with the given resources a client, attacks on ``device``."""
+
+    device: str = "auto"
+    resources: Mapping[str, float | None] = field(default_factory=dict)
+
+    def simulate(self, stage: Stage, out: Path, told: Told) -> None:
+        """Run a stage with Flower."""
+
+        def hear(line: str) -> None:
+            if reached := simulation.round_of(line):
+                told(f"round {reached[0]}/{reached[1]}")
+
+        told("starting Flower")
+        resources: dict[str, object] = dict(self.resources)
+        simulation.simulate(
+            stage.config,
+            out=out,
+            clients=stage.clients,
+            stream=hear,
+            **resources,  # type: ignore[arg-type]
+        )
+
+    def adaptive_plans(self, run: Path, plan: Plan) -> list[tuple[str, Plan]]:
+        """The plain plan, and one for each adaptation to the defense that the audit names."""
+        return adaptive_plans(run, plan)
+
+    def attack(self, run: Path, plan: Plan, told: Told) -> ResultSet:
+        """Attack a recording offline."""
+        return execute(prepare(run, plan), progress=heard(told))
+
+    def guess(self, run: Path, plan: Plan, told: Told) -> ResultSet:
+        """Guess the same targets without looking."""
+        job, _ = prepare_baseline(run, plan)
+        return execute(job, progress=heard(told))
+
+
+def heard(told: Told) -> Progress:
+    """A progress that says the share done, five times a second at most."""
+    last = 0.0
+
+    def progress(done: int, total: int, *, loss: Tensor | None = None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < TELL_SECONDS and done < total:
+            return
+        last = now
+        told(f"{100 * done // max(total, 1)} %")
+
+    return progress
+
+
+def preflight(left: Sequence[Step], device: str) -> None:
+    """Make every component that is left to be used, and rehearse a client of each simulation.
+
+    Raises:
+        ComponentError, DatasetError, AnalysisError: one cannot be used; names the point.
+    """
+    resolve_device(device)
+    for attack in dict.fromkeys(step.attack for step in left if step.attack):
+        component.create("adversaries", attack.adversary)
+        for metric in attack.plan(0, device).metrics:
+            component.create("metrics", metric)
+    seen: set[str] = set()
+    for step in left:
+        settings = step.stage.parsed.model_copy(update={"seed": 0, "initial_model": ""})
+        identity = f"{step.stage.clients} {settings.model_dump_json()}"
+        if step.attack is None and identity not in seen:
+            seen.add(identity)
+            try:
+                rehearse(settings, step.stage.clients, RunFolder(step.stage.partial))
+            except ComponentError as error:
+                raise ComponentError(f"point {step.cell.point.name}: {error}") from None
