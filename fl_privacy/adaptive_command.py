@@ -1,11 +1,35 @@
-"""What ``fl-privacy attack --adaptive`` does: every attack that knows the defense."""
+"""The plans of ``fl-privacy attack --adaptive``: an attack, and its adaptations to a defense."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fl_privacy.plan import Plan
-from fl_privacy.types import ModelFactory, Task
+from adversaries.adaptive import Adaptation, Skipped, adaptations
+from adversaries.situation import situation
+from fl_privacy import component
+from fl_privacy.analysis import of_nodes
+from fl_privacy.component import Component
+from fl_privacy.plan import AnalysisError, Plan
+from fl_privacy.recording import Recording
+from fl_privacy.result_rows import members_of
+from fl_privacy.results import nodes_of
+from fl_privacy.run_folder import RunFolder
+from fl_privacy.threat_model import ThreatModel
+from fl_privacy.truth import TruthVault
+from fl_privacy.types import ModelFactory, Observation, Task
+
+PLAIN = "plain"
+"""Name of the analysis that adapts to nothing."""
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Analyses by name, the plain one first, and what was left out, with the reason."""
+
+    plans: list[tuple[str, Plan]]
+    skipped: list[tuple[str, str]]
 
 
 def adaptive_plans(
@@ -13,6 +37,106 @@ def adaptive_plans(
 ) -> list[tuple[str, Plan]]:
     """The plan itself, named "plain", and one for each adaptation to the defenses of its targets.
 
-    The defense is that of the plan's threat model, or else what the audit wrote down.
+    The defense is that of the plan's threat model, or else what the audit wrote down; each
+    adaptation is about the clients with that defense alone.
+
+    Raises:
+        AnalysisError: the defense is unknown; what `fl_privacy.analysis.prepare` refuses.
     """
-    return [("plain", plan)]
+    return adapt(run, plan, model=model, task=task).plans
+
+
+def adapt(
+    run: Path, plan: Plan, *, model: ModelFactory | None = None, task: Task | None = None
+) -> Adaptive:
+    """`adaptive_plans`, with what was left out and why."""
+    folder = RunFolder(run)
+    recording, vault = Recording(folder.recording), TruthVault(folder.truth)
+    bare = plan.threat_model.model_copy(update={"labels": "inferred", "auxiliary": ""})
+
+    def observe(seen: ThreatModel) -> list[Observation]:
+        return seen.observe(recording, model=model, task=task, rounds=plan.rounds)
+
+    targets = of_nodes(observe(bare)[: plan.targets], plan.nodes)
+    linked = observe(bare.model_copy(update={"unit": "client"}))
+    base: Component = component.create("adversaries", plan.adversary)
+    groups, unclear = groups_of(targets, vault, plan.threat_model.defense)
+    found = Adaptive([(PLAIN, plan)], unclear)
+    for spec, nodes in groups.items():
+        here = situation(
+            [o for o in targets if behind(o) <= nodes], [o for o in linked if behind(o) <= nodes]
+        )
+        if plan.threat_model.unit != "update":
+            here = replace(
+                here, unlinkable=f"the plan's unit of attack is {plan.threat_model.unit}"
+            )
+        told = plan.threat_model.model_copy(update={"defense": spec})
+        for one in adaptations(component.create_all("defenses", spec), base, here):
+            name = one.name if len(groups) == 1 else f"{one.name} ({spec})"
+            if isinstance(one, Skipped):
+                found.skipped.append((name, one.reason))
+            else:
+                found.plans.append((name, adapted(plan, one, told, sorted(nodes))))
+    return found
+
+
+def groups_of(
+    targets: Sequence[Observation], vault: TruthVault, told: str
+) -> tuple[dict[str, frozenset[str]], list[tuple[str, str]]]:
+    """Each defense that is known with the clients that have it; and what is adapted to nothing.
+
+    One that the threat model tells of is that of all clients, unless the audit wrote down
+    which have it.
+
+    Raises:
+        AnalysisError: no defense is known.
+    """
+    said: dict[str, set[str]] = {}
+    for target in targets:
+        found = {vault.defense(e) or "" for e in members_of(target.exchanges) if vault.has(e)}
+        for node in behind(target) if found else ():
+            said.setdefault(node, set()).update(found)
+    groups: dict[str, frozenset[str]] = {
+        spec: frozenset(node for node, own in said.items() if own == {spec})
+        for spec in sorted({spec for own in said.values() for spec in own} - {""})
+    }
+    if told:
+        same = [nodes for spec, nodes in groups.items() if canonical(spec) == canonical(told)]
+        return {told: frozenset().union(*(same or [behind(target) for target in targets]))}, []
+    if not said:
+        raise AnalysisError(
+            "--adaptive needs to know the defense, and neither the threat model nor an audit tells "
+            'it: set defense = "DEFENSE" in the file of --threat-model, such as '
+            '"gaussian_noise(scale=0.1)"'
+        )
+    mixed = [f"node {node}" for node, own in said.items() if len(own) > 1]
+    unclear = [
+        (name, "its updates, or those of its aggregate, differ in defense") for name in mixed
+    ]
+    if all(own == {""} for own in said.values()):
+        unclear = [("adaptive attacks", "no target is defended, so there is nothing to adapt to")]
+    return {spec: nodes for spec, nodes in groups.items() if nodes}, unclear
+
+
+def behind(target: Observation) -> frozenset[str]:
+    """The clients behind a target."""
+    return frozenset(nodes_of(target.exchanges[-1].node))
+
+
+def canonical(spec: str) -> tuple[str, ...]:
+    """The parts of a defense, each without what is the default."""
+    return tuple(component.spec_of("defenses", d) for d in component.create_all("defenses", spec))
+
+
+def adapted(plan: Plan, one: Adaptation, told: ThreatModel, nodes: Sequence[str]) -> Plan:
+    """The plan of an adaptation, about those clients alone."""
+    threat_model = told if one.told else plan.threat_model
+    return plan.model_copy(
+        update={
+            "adversary": one.adversary,
+            "threat_model": threat_model.model_copy(update=dict(one.threat_model)),
+            "rounds": one.rounds or plan.rounds,
+            "nodes": tuple(nodes),
+            "adaptation": f"{one.name}: {one.reason}",
+        }
+    )

@@ -49,10 +49,11 @@ def attack(
 def scores(results: Sequence[ResultSet]) -> Group:
     """A table for each defense group: a row an adversary, mean and 95 % interval a metric."""
     columns = [analyses([result])[0] for result in results]
-    return Group(*(group_table(columns, defense) for defense in defenses(columns)))
+    named = [(words.plain(column.config.adversary), column) for column in columns]
+    return Group(*(group_table(named, defense) for defense in defenses(columns)))
 
 
-def group_table(columns: Sequence[Analysis], defense: str | None) -> Table:
+def group_table(named: Sequence[tuple[str, Analysis]], defense: str | None) -> Table:
     """The scores of one defense group, narrow enough for a terminal of 80 columns."""
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -61,16 +62,15 @@ def group_table(columns: Sequence[Analysis], defense: str | None) -> Table:
         title_justify="left",
         title_style="",
     )
-    metrics = columns[0].config.metrics
+    metrics = named[0][1].config.metrics
     table.add_column("mean, 95 % interval", overflow="fold")
     for metric in metrics:
         head = printable(f"{words.plain(metric.name)}\n{metric.unit}")
         table.add_column(head, justify="right", overflow="fold")
-    for column in columns:
+    for name, column in named:
         lines = [score(column, defense, metric, None) for metric in metrics]
         scored = max(line.interval.n for line in lines)
-        name = printable(words.plain(column.config.adversary))
-        table.add_row(f"{name}\nn {scored}", *map(cell, lines))
+        table.add_row(f"{printable(name)}\nn {scored}", *map(cell, lines))
     return table
 
 

@@ -279,6 +279,8 @@ fl-privacy attack runs/first --adversary gradient_similarity --set iterations=50
 
 fl-privacy attack runs/first --adversary analytic --threat-model oracle.toml
 
+fl-privacy attack runs/noise --adaptive --set iterations=300
+
 fl-privacy attack runs/theirs --model their_package.net:build --task task.toml"""
 )
 def attack(
@@ -310,6 +312,9 @@ def attack(
     task: Annotated[
         Path | None, typer.Option(help="TOML file: input_shape, classes, mean, std.")
     ] = None,
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="Also every adaptation to the clients' defense.")
+    ] = False,
 ) -> None:
     """Attack the recorded updates offline, beside the baseline that guesses; resumable.
 
@@ -329,8 +334,17 @@ def attack(
     )
     folder = command.local_folder(run)
     given = command.read_task(task) if task else None
-    results = command.attack(folder, plan, model=model, task=given)
-    Console(emoji=False).print(command.scores(results))
+    if adaptive:
+        from fl_privacy import adaptive_attack
+
+        attacked = adaptive_attack.attack_adaptively(folder, plan, model=model, task=given)
+        results = attacked.results[0][1], attacked.results[-1][1]
+        for text in adaptive_attack.notes(attacked):
+            Console(stderr=True, soft_wrap=True, emoji=False).print(printable(text))
+        Console(emoji=False).print(adaptive_attack.strengths(attacked))
+    else:
+        results = command.attack(folder, plan, model=model, task=given)
+        Console(emoji=False).print(command.scores(results))
     told = [f"{n} targets not attacked: {why}" for why, n in command.failures(results[0]).items()]
     for text in filter(None, [*told, command.no_scores(results[0])]):
         Console(stderr=True, soft_wrap=True, emoji=False).print(printable(text))
