@@ -38,7 +38,8 @@ class NPZ(ArrayDataset):
     or signals ``[n, L]``, which become ``[n, 1, L]``. uint8 is taken as 0 to 1; other types
     keep their values, and `Task` has the training split's range where it leaves 0 to 1.
     Labels are integers from 0; samples of negative label (unknown) are left out. Mean and
-    standard deviation are those of the training split.
+    standard deviation are those of the training split; without ``normalize`` 0 and 1, so that
+    networks see the values as they are.
     """
 
     path: Annotated[str, AfterValidator(_absolute)]
@@ -47,6 +48,7 @@ class NPZ(ArrayDataset):
     properties: tuple[str, ...] = ()
     class_names: str = "class_names"
     test_fraction: Annotated[float | None, Field(gt=0, lt=1)] = None
+    normalize: bool = True
 
     @model_validator(mode="after")
     def _splits(self) -> Self:
@@ -81,6 +83,8 @@ def _task(source: NPZ) -> Task:
             f"{source.path}: expected two or more classes and inputs that vary in each channel, "
             f"got {classes} classes and standard deviations {std}"
         )
+    if not source.normalize:
+        mean, std = (0.0,) * len(mean), (1.0,) * len(std)
     return Task(
         input_shape=tuple(train.inputs.shape[1:]),
         classes=classes,

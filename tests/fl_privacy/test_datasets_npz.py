@@ -47,6 +47,15 @@ def test_splits_shapes_classes_and_moments_come_from_the_file(
     assert dataset.load("test", torch.tensor([4])).labels.tolist() == [1]
 
 
+def test_networks_see_the_values_as_they_are_unless_normalized(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    dataset = NPZ(path=str(split_file(tmp_path, rng)), normalize=False)
+    assert (dataset.task().mean, dataset.task().std) == ((0.0,) * 3, (1.0,) * 3)
+    inputs = dataset.load("train").inputs
+    assert torch.equal(dataset.task().normalize(inputs), inputs)
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
