@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from adversaries.adaptive_moves import SCORED, Known, Move, moves_against, name_of, together
+from adversaries.adaptive_moves import (
+    SCORED,
+    Known,
+    Move,
+    is_noise,
+    moves_against,
+    name_of,
+    together,
+)
 from adversaries.defended import without_noise
 from adversaries.situation import Situation
 from fl_privacy import component
@@ -87,8 +95,9 @@ def cannot_simulate(defenses: Sequence[Any], here: Situation) -> str:
     """Why a defense is not put inside the objective; empty when it is."""
     if not without_noise(defenses):
         return "the defense is nothing but noise of mean zero, so the plain objective has it inside"
+    shown = not any(is_noise(d) for d in defenses)
     for soteria in (d for d in defenses if name_of(d) == "soteria"):
-        if here.images == 1 or soteria.masks == "batch":
+        if shown and (here.images == 1 or soteria.masks == "batch"):
             return "one mask prunes the whole batch and can be seen: matching survivors is the same"
         features = here.dense.get(soteria.layer, next(iter(here.dense.values()), 0))
         if features > SCORED:

@@ -84,6 +84,10 @@ class Soteria(Component):
             raise ValueError("shrink=True is for scores='sketch': exact scores have no noise")
         return self
 
+    def without_noise(self) -> Self:
+        """With exact scores: those of the sketch are noisy."""
+        return self.model_copy(update={"scores": "exact", "shrink": False})
+
     def defend_gradient(self, step: Step, *, generator: Generator) -> tuple[Tensors, Stats]:
         """The mean gradient with pruned columns in the weight of the layer.
 

@@ -94,6 +94,7 @@ CASES = {
             "update clipping": "update_clipping(max_norm=0.05)",
             "withheld": "withhold(layers=('1.bias',))",
             "each step": f"each_step(defense={SMALL!r})",
+            "soteria": "soteria(layer='3', rate=0.5)",
         }.items()
         for kind, training, images in (
             ("", STEP, 1),
@@ -180,6 +181,30 @@ def test_a_simulated_defense_leaves_nothing_to_match_at_the_truth(name: str, lab
     assert (plain > 1e-6 * far) != only_scaled
 
 
+@pytest.mark.parametrize(
+    ("defense", "settings"),
+    [
+        ("soteria(layer='3', rate=0.5)", {"layers": "-3.weight"}),
+        ("soteria(layer='3', rate=0.5)", {"nonzero": True}),
+        ("soteria(layer='1', rate=0.5)", {"layers": "-1.weight"}),
+        ("gradient_compression(rate=0.7)", {"nonzero": True}),
+        ("top_k(k=40)", {"nonzero": True}),
+        ("withhold(layers=('1',))", {"layers": "-1"}),
+    ],
+)
+def test_what_a_defense_leaves_alone_is_met_by_the_truth(
+    defense: str, settings: dict[str, Any]
+) -> None:
+    step = STEP.model_copy(update={"weight_decay": 0.0})  # decay moves what was not sent, too
+    observation, inputs = observed(Case(create_all("defenses", defense), step))
+    for name in ATTACKS:
+        plain, _ = at(attack_of(name), observation, inputs)
+        value, slope = at(attack_of(name, **settings), observation, inputs)
+        assert plain > 1e-6
+        assert value.abs() < 1e-12
+        assert slope < 1e-6
+
+
 def test_clipping_hides_the_length_of_one_gradient_and_nothing_of_its_direction() -> None:
     observation, inputs = observed(CASES["clipping"])
     value, slope = at(attack_of("gradient_similarity"), observation, inputs)
@@ -225,15 +250,17 @@ def test_what_cannot_be_simulated_is_refused_in_words(
     assert re.search(said, result.reason), result.reason
 
 
-@pytest.mark.parametrize("name", ["gradient_similarity", "dlg"])
+@pytest.mark.parametrize(
+    "spec", ["gradient_similarity(iterations=3)", "dlg(iterations=1, inner=4)"]
+)
 def test_a_replayed_step_with_a_defense_computes_the_same_bits(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    spec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = [
         replace(o, defense=(*create_all("defenses", CLIP), Halved()))
         for o in toy_observations(3)[0]
     ]
-    attack = create("adversaries", name, {"defended": True, "iterations": 2})
+    attack = create("adversaries", spec, {"defended": True})
 
     def answers() -> Tensor:
         found = attack.attack(told, seed=0, device=CPU)
