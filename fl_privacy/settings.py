@@ -102,6 +102,11 @@ class RunSettings(BaseModel):
         bool, Field(description="dp_sgd tells the server its epsilon and delta")
     ] = False
 
+    client_encoding: Annotated[
+        Literal["dense", "sparse"],
+        Field(description="upload all values, or those that differ from what was sent if smaller"),
+    ] = "dense"
+
     @property
     def local_training(self) -> LocalTraining:
         """What the server prescribes for local training."""
