@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp
+from torch.func import vjp
 
 from adversaries.targets import Unattackable
+from fl_privacy.dense_layers import linear_inputs
 from fl_privacy.types import Task, Tensors
 
 
@@ -37,28 +38,9 @@ def probe(task: Task) -> Tensor:
 
 
 def dense_inputs(model: nn.Module, state: Tensors, inputs: Tensor) -> dict[str, Tensor]:
-    """What each dense layer with a bias sees of ``inputs [n, *input_shape]``.
-
-    Name -> ``[n, features]``, in the order of the forward pass. ``state`` replaces
-    parameters and buffers. Layers that run more than once, or on several positions of
-    one input, are left out: their gradient is a sum.
-    """
-    calls: dict[str, list[Tensor]] = {}
-
-    def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _module, arguments: calls.setdefault(name, []).extend(arguments[:1])
-
-    handles = [
-        module.register_forward_pre_hook(listen(name))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.bias is not None
-    ]
-    try:
-        functional_call(model, dict(state), (inputs,))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: seen[0] for name, seen in calls.items() if len(seen) == 1 and seen[0].ndim == 2}
+    """What each dense layer with a bias sees of ``inputs [n, *input_shape]``: `linear_inputs`."""
+    seen = linear_inputs(model, state, inputs)
+    return {n: values for n, values in seen.items() if model.get_submodule(n).bias is not None}
 
 
 def chain(model: nn.Module, inputs: Tensor) -> list[Link]:
