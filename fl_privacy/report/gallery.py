@@ -105,7 +105,7 @@ def _target(
     first = rows[shown[0].label]
     held = truth_of(first)
     truths = {a.label: _scaled(held, a) for a in shown}
-    results = {a.label: _scaled(a.results.reconstruction(key), a) for a in shown}
+    results = {a.label: _scaled(a.reconstruction(key), a) for a in shown}
     pairs = {name: _pairing(r, truths[name]) if r else {} for name, r in results.items()}
     truth = truths[shown[0].label]
     images = len(truth) if truth else max((len(r.inputs) for r in results.values() if r), default=1)

@@ -6,14 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fl_privacy.report import words
+from fl_privacy.report.contest import Contest, contests
 from fl_privacy.report.reading import Run
-from fl_privacy.report.scores import (
-    Analysis,
-    attacks,
-    defenses,
-    scores,
-    strongest,
-)
+from fl_privacy.report.scores import Analysis, defenses
 
 PSNR = "psnr"
 """The metric the headline is about."""
@@ -23,37 +18,59 @@ LABELS = "label_accuracy"
 
 
 @dataclass(frozen=True)
+class Side:
+    """One number of a headline: in dB, who got it, and its style on the page."""
+
+    got: str
+    who: str
+    kind: str
+
+
+@dataclass(frozen=True)
 class Headline:
-    """One defense group in a sentence and two numbers."""
+    """One contest in a sentence and a few numbers."""
 
     title: str
     sentence: str
-    got: str
-    guess: str
+    sides: tuple[Side, ...]
     oracle: tuple[str, ...]
+    told: bool
 
 
 def headlines(found: Sequence[Analysis]) -> list[Headline]:
-    """What the strongest attack got from each defense group that has a PSNR."""
+    """What the strongest attack got in each contest that has a PSNR."""
     said = []
     for defense in defenses(found):
-        lines = scores(found, defense)
-        best = strongest(lines, PSNR)
-        if best is None:
-            continue
-        said.append(
-            Headline(
-                title=words.group_title(defense),
-                sentence=words.headline(best, attacks(lines, PSNR))
-                + words.labels_too(strongest(lines, LABELS)),
-                got=words.number(best.interval.mean, best.metric),
-                guess=words.number(best.guess.mean, best.metric)
-                if best.guess and best.guess.n
-                else "",
-                oracle=best.analysis.config.oracle,
+        held = contests(found, defense, PSNR)
+        for one in held:
+            labels = [c for c in contests(found, defense, LABELS) if c.setting == one.setting]
+            said.append(
+                Headline(
+                    title=words.contest_title(one, len(held)),
+                    sentence=words.headline(one)
+                    + words.labels_too(labels[0].best if labels else None)
+                    + words.unmet(one),
+                    sides=sides(one),
+                    oracle=one.best.analysis.config.oracle,
+                    told=bool(one.best.analysis.told),
+                )
             )
-        )
     return said
+
+
+def sides(one: Contest) -> tuple[Side, ...]:
+    """The plain attack, the one that knows the defense, and the guess, as far as there are."""
+    plain, adaptive, guess = one.plain, one.adaptive, one.best.guess
+    shown = []
+    if plain is not None:
+        who = "plain attack" if adaptive else "server’s reconstruction"
+        shown.append(Side(words.number(plain.interval.mean, plain.metric), who, "attack"))
+    if adaptive is not None:
+        got = words.number(adaptive.interval.mean, adaptive.metric)
+        shown.append(Side(got, "attack that knows the defense", "attack"))
+    if guess and guess.n:
+        shown.append(Side(words.number(guess.mean, one.best.metric), "blind guess", "baseline"))
+    return tuple(shown)
 
 
 def why_no_scores(run: Run) -> str:
@@ -69,6 +86,10 @@ def why_no_scores(run: Run) -> str:
             "the clients' images and nothing is scored."
         )
     if not headlines(run.analyses):
+        if any(
+            row.get(m.name) is not None for a in tried for row in a.rows for m in a.config.metrics
+        ):
+            return "No attack reconstructed inputs: what it inferred is scored in the table below."
         return "No reconstruction has a PSNR: the truth of these targets is missing."
     return ""
 

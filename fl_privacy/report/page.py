@@ -172,7 +172,12 @@ def table(found: Sequence[Analysis], defense: str | None) -> dict[str, Any]:
     """The scores of one defense group, as text."""
     lines = scores(found, defense)
     several = sum(a.is_baseline for a in found) > 1
-    compared = [baseline_of(a, found) for a in found if a.of(defense) and not a.is_baseline]
+    compared = [
+        baseline_of(a, found, metric.name)
+        for a in found
+        if a.of(defense) and not a.is_baseline
+        for metric in a.config.metrics
+    ]
     return {
         "title": words.group_title(defense),
         "adversaries": [
@@ -181,6 +186,7 @@ def table(found: Sequence[Analysis], defense: str | None) -> dict[str, Any]:
                 "baseline": a.is_baseline,
                 "compared": several and any(a is other for other in compared),
                 "oracle": a.config.oracle,
+                "told": a.told,
                 "lines": [_line(line) for line in lines if line.analysis is a],
             }
             for a in found

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fl_privacy.metrics.statistics import (
     Interval,
@@ -15,35 +14,10 @@ from fl_privacy.metrics.statistics import (
     quartiles,
     share_interval,
 )
-from fl_privacy.results import MetricInfo, ResultConfig, ResultSet
+from fl_privacy.report.analyses import BASELINE, Analysis, Rows, analyses
+from fl_privacy.results import MetricInfo
 
-Rows = Sequence[Mapping[str, Any]]
-
-BASELINE = "baseline"
-"""Name of the adversary that guesses without looking at an update."""
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """One result set under the name it has on the page."""
-
-    label: str
-    results: ResultSet
-    rows: Rows
-
-    @property
-    def config(self) -> ResultConfig:
-        """How it was computed."""
-        return self.results.config
-
-    @property
-    def is_baseline(self) -> bool:
-        """Whether it only guesses."""
-        return self.config.name == BASELINE
-
-    def of(self, defense: str | None) -> Rows:
-        """Its targets in one defense group."""
-        return [row for row in self.rows if row["defense"] == defense]
+__all__ = ["BASELINE", "Analysis", "Score", "analyses"]
 
 
 @dataclass(frozen=True)
@@ -76,40 +50,28 @@ class Ending:
     count: int
 
 
-def analyses(results: Sequence[ResultSet]) -> list[Analysis]:
-    """Result sets with names that tell them apart, the baseline last."""
-    names = Counter(r.config.name for r in results)
-    specs = Counter(r.config.adversary for r in results)
-
-    def label(r: ResultSet) -> str:
-        if names[r.config.name] == 1:
-            return r.config.name
-        return r.config.adversary if specs[r.config.adversary] == 1 else r.folder.name
-
-    found = [Analysis(label(r), r, r.rows()) for r in results]
-    return sorted(found, key=lambda a: (a.is_baseline, a.label))
-
-
 def defenses(found: Sequence[Analysis]) -> list[str | None]:
     """Defense groups: undefended (``""``), the defended ones by name, unknown (None)."""
     present = {row["defense"] for analysis in found for row in analysis.rows}
     return sorted(present, key=lambda d: (d is None, d or ""))
 
 
-def baseline_of(analysis: Analysis, found: Sequence[Analysis]) -> Analysis | None:
+def baseline_of(analysis: Analysis, found: Sequence[Analysis], metric: str = "") -> Analysis | None:
     """The baseline run of the same task that guesses best and treated the same targets.
 
-    A mean image before a constant one, since it is the better guess; then the one with most
-    of these targets, of these metrics, and then the one that the same code computed.
+    One that was scored by ``metric`` if there is one; a mean image before a constant one,
+    since it is the better guess; then the one with most of these targets, of these metrics, and
+    then the one that the same code computed.
     """
     keys = {row["key"] for row in analysis.rows}
     guesses = [a for a in found if a.is_baseline and a is not analysis]
 
-    def fits(a: Analysis) -> tuple[bool, bool, bool, int, int, bool]:
+    def fits(a: Analysis) -> tuple[bool, bool, bool, bool, int, int, bool]:
         shared = len(keys & {row["key"] for row in a.rows})
         return (
             a.config.task == analysis.config.task,
             shared > 0,
+            any(m.name == metric for m in a.config.metrics),
             guesses_mean(a),
             shared,
             len({m.name for m in a.config.metrics} & {m.name for m in analysis.config.metrics}),
@@ -173,29 +135,11 @@ def score(
 def scores(found: Sequence[Analysis], defense: str | None) -> list[Score]:
     """All scores of a defense group, adversary by adversary, the baseline last."""
     return [
-        score(analysis, defense, metric, baseline_of(analysis, found))
+        score(analysis, defense, metric, baseline_of(analysis, found, metric.name))
         for analysis in found
         if analysis.of(defense)
         for metric in analysis.config.metrics
     ]
-
-
-def strongest(lines: Sequence[Score], metric: str) -> Score | None:
-    """The adversary with the leakiest mean of a metric; None when none was scored.
-
-    One that was granted an oracle is taken only when there is no other.
-    """
-    scored = [line for line in attacks(lines, metric) if line.interval.n]
-    return max(
-        [line for line in scored if not line.analysis.config.oracle] or scored,
-        key=lambda line: line.interval.mean * (1 if line.metric.higher_is_leakier else -1),
-        default=None,
-    )
-
-
-def attacks(lines: Sequence[Score], metric: str) -> list[Score]:
-    """The scores of a metric, without the baseline's."""
-    return [s for s in lines if s.metric.name == metric and not s.analysis.is_baseline]
 
 
 def endings(found: Sequence[Analysis]) -> list[Ending]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fl_privacy.component import parse
 from fl_privacy.metrics.statistics import Interval, Quartiles
+from fl_privacy.report.contest import Contest
 from fl_privacy.report.reading import Run
 from fl_privacy.report.scores import Analysis, Score
 from fl_privacy.results import MetricInfo, rounds_of
@@ -87,17 +88,24 @@ def group_clients(defense: str | None) -> str:
     return f"clients defended by {defense}" if defense else "undefended clients"
 
 
-def headline(best: Score, attacks: Sequence[Score]) -> str:
-    """What the strongest of the attacks got from one defense group, in plain words."""
-    oracle = best.analysis.config.oracle
-    rivals = [a for a in attacks if oracle or not a.analysis.config.oracle]
-    rank = "the only attack" if len(rivals) == 1 else f"the strongest of {len(rivals)} attacks"
-    if len(rivals) < len(attacks):
-        rank += " without an oracle"
-    told = f", ORACLE: told the true {' and '.join(oracle)}" if oracle else ""
+def contest_title(contest: Contest, of: int) -> str:
+    """Name of a defense group, and what the adversaries were granted if that tells it apart."""
+    title = group_title(contest.defense)
+    return f"{title} · {granted(contest.setting)}" if of > 1 else title
+
+
+def granted(setting: Mapping[str, Any]) -> str:
+    """What a threat model says beyond the default."""
+    given = (f"{plain(name)} {value}" for name, value in sorted(setting.items()))
+    return ", ".join(given) or "adversaries with nothing beyond the default"
+
+
+def headline(contest: Contest) -> str:
+    """What the strongest attack got from one defense group, in plain words."""
+    best = contest.best
     sentence = (
         f"From the updates of {group_clients(best.defense)} the server "
-        f"({best.analysis.label}, {rank}{told}) "
+        f"({best.analysis.label}, {rank(contest)}) "
         f"reconstructed the inputs of {count(best.interval.n, 'target')} with a mean PSNR of "
         f"{interval(best.interval, best.metric)}"
     )
@@ -106,6 +114,34 @@ def headline(best: Score, attacks: Sequence[Score]) -> str:
     return (
         f"{sentence}; guessing without looking at any update gets "
         f"{interval(best.guess, best.metric)}. {verdict(best.gain, best.metric)}"
+    )
+
+
+def rank(contest: Contest) -> str:
+    """How the strongest was chosen, among how many, and what it was told."""
+    best, n = contest.best.analysis, len(contest.lines)
+    chosen = (
+        "the only attack"
+        if n == 1
+        else f"the strongest of {n} attacks by its mean over {count(contest.clients, 'client')}"
+    )
+    if contest.beside_oracles:
+        chosen += " without an oracle"
+    if contest.partial:
+        chosen += f", {len(contest.partial)} more scored too few of them to be compared"
+    if best.told:
+        chosen += ", told the defense"
+    oracle = best.config.oracle
+    return chosen + (f", ORACLE: told the true {' and '.join(oracle)}" if oracle else "")
+
+
+def unmet(contest: Contest) -> str:
+    """A sentence where a defense met no adversary that knows it."""
+    if not contest.defense or contest.adaptive is not None:
+        return ""
+    return (
+        " No attack on these clients knew the defense, so this says little about it: "
+        "fl-privacy attack --adaptive runs those that do."
     )
 
 
@@ -165,7 +201,8 @@ def knowledge(analysis: Analysis, run: Run) -> list[str]:
     )
     if own_node := model.get("own_node"):
         said.append(f"It was itself the client {own_node} and knew that client's updates.")
-    said.append(told_of(str(model.get("defense") or ""), "defense" in analysis.config.requires))
+    adapts = "defense" in analysis.config.requires
+    said.append(told_of(analysis.told, adapts, analysis.config.adaptation))
     withheld = model.get("withheld")
     if isinstance(withheld, list) and withheld:
         said.append(f"It did not see these parameters: {', '.join(map(str, withheld))}.")
@@ -185,13 +222,14 @@ def unit(name: str, run: Run) -> str:
     return UNITS.get(name, f"Unit of attack: {name}.")
 
 
-def told_of(defense: str, adapts: bool) -> str:
-    """Whether the adversary knew of a defense, and whether that changed what it did."""
+def told_of(defense: str, adapts: bool, adaptation: str = "") -> str:
+    """Whether the adversary knew of a defense, and what it changed because of that."""
+    said = f"It was told of the defense {defense}" if defense else "It was told of no defense"
+    if adaptation:
+        return f"{said}; it adapted to the clients' defense: {adaptation}"
     if not defense:
-        return "It was told of no defense and adapted to none."
-    if adapts:
-        return f"It was told of the defense {defense} and adapted to it."
-    return f"It was told of the defense {defense}; this attack does not use it."
+        return f"{said} and adapted to none."
+    return f"{said} and adapted to it." if adapts else f"{said}; this attack does not use it."
 
 
 def budget(analysis: Analysis) -> str:

@@ -1,0 +1,129 @@
+"""Which adversary got most from a defense group: compared under one threat model, client by client.
+
+An auditor may pick an adversary after the fact by its mean score, and says so; never another
+one for each target.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from fl_privacy.report.analyses import Analysis
+from fl_privacy.report.scores import Score, baseline_of, score
+from fl_privacy.threat_model import ThreatModel
+
+Client = tuple[int, str]
+
+FREE = ("defense", "unit")
+"""What may differ between rivals: knowing the defense, and linking a client's updates."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Attacks on one defense group under one threat model, the strongest first.
+
+    ``clients`` were scored by all of ``lines``, which are ordered by the mean over these
+    clients of each one's mean. ``partial`` attacks scored too few of them to be compared.
+    ``setting`` is what the threat model says beyond the default, apart from `FREE`;
+    ``beside_oracles``: others, with an oracle, are left out.
+    """
+
+    defense: str | None
+    setting: Mapping[str, Any]
+    lines: tuple[Score, ...]
+    clients: int
+    partial: tuple[Score, ...] = ()
+    beside_oracles: bool = False
+
+    @property
+    def best(self) -> Score:
+        """The strongest."""
+        return self.lines[0]
+
+    @property
+    def plain(self) -> Score | None:
+        """The strongest that neither knew the defense nor adapted to it."""
+        return next((line for line in self.lines if not knows(line.analysis)), None)
+
+    @property
+    def adaptive(self) -> Score | None:
+        """The strongest that did."""
+        return next((line for line in self.lines if knows(line.analysis)), None)
+
+
+def knows(analysis: Analysis) -> bool:
+    """Whether an attack was told the defense, or changed because of it."""
+    return bool(analysis.told or analysis.adaptation)
+
+
+def contests(found: Sequence[Analysis], defense: str | None, metric: str) -> list[Contest]:
+    """The contests of a defense group; those with an oracle only when there are no others."""
+    groups: dict[str, list[Score]] = {}
+    for analysis in found:
+        info = next((m for m in analysis.config.metrics if m.name == metric), None)
+        if info is None or analysis.is_baseline or not analysis.of(defense):
+            continue
+        line = score(analysis, defense, info, baseline_of(analysis, found, metric))
+        if line.interval.n:
+            groups.setdefault(rules(analysis), []).append(line)
+    fair = {k: lines for k, lines in groups.items() if not lines[0].analysis.config.oracle}
+    mixed = bool(fair) and len(fair) < len(groups)
+    held = [contest(defense, lines) for _, lines in sorted((fair or groups).items())]
+    return [replace(one, beside_oracles=mixed) for one in held]
+
+
+def rules(analysis: Analysis) -> str:
+    """What rivals have in common: network, task, and all of the threat model but `FREE`."""
+    config = analysis.config
+    aggregate = config.threat_model.get("unit") == "aggregate"
+    task = config.task.model_dump(mode="json") if config.task else None
+    return json.dumps([aggregate, setting_of(analysis), config.model, task], sort_keys=True)
+
+
+def setting_of(analysis: Analysis) -> dict[str, Any]:
+    """What the threat model says beyond the default, apart from `FREE`."""
+    default = ThreatModel().model_dump(mode="json")
+    model = analysis.config.threat_model
+    return {k: v for k, v in model.items() if k not in FREE and default.get(k) != v}
+
+
+def contest(defense: str | None, lines: Sequence[Score]) -> Contest:
+    """Order ``lines`` by their mean over the clients that all scored.
+
+    An attack that would cost the comparison more than half of the clients is set apart.
+    """
+    means = {id(line): client_means(line) for line in lines}
+    ready = sorted(lines, key=lambda line: (-len(means[id(line)]), line.analysis.label))
+    common = set(means[id(ready[0])])
+    enough = (len(common) + 1) // 2
+    rivals: list[Score] = []
+    for line in ready:
+        shared = common & set(means[id(line)])
+        if len(shared) >= enough:
+            common, rivals = shared, [*rivals, line]
+    sign = 1 if lines[0].metric.higher_is_leakier else -1
+
+    def strength(line: Score) -> float:
+        return sign * fmean(means[id(line)][client] for client in sorted(common))
+
+    return Contest(
+        defense,
+        setting_of(lines[0].analysis),
+        tuple(sorted(rivals, key=strength, reverse=True)),
+        len(common),
+        tuple(line for line in ready if line not in rivals),
+    )
+
+
+def client_means(line: Score) -> dict[Client, float]:
+    """The mean score of each client's targets: updates, or all its rounds as one target."""
+    values: dict[Client, list[float]] = {}
+    for row in line.analysis.of(line.defense):
+        value = row.get(line.metric.name)
+        if value is not None:
+            values.setdefault((row["attempt"] or 1, row["node"] or row["key"]), []).append(value)
+    return {client: fmean(own) for client, own in values.items()}
