@@ -54,7 +54,10 @@ def scores(results: Sequence[ResultSet]) -> Group:
 
 
 def group_table(named: Sequence[tuple[str, Analysis]], defense: str | None) -> Table:
-    """The scores of one defense group, narrow enough for a terminal of 80 columns."""
+    """The scores of one defense group, narrow enough for a terminal of 80 columns.
+
+    Those that the first adversary has: what infers no inputs has no PSNR.
+    """
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -62,7 +65,8 @@ def group_table(named: Sequence[tuple[str, Analysis]], defense: str | None) -> T
         title_justify="left",
         title_style="",
     )
-    metrics = named[0][1].config.metrics
+    rows, every = named[0][1].rows, named[0][1].config.metrics
+    metrics = [m for m in every if any(row[m.name] is not None for row in rows)] or every
     table.add_column("mean, 95 % interval", overflow="fold")
     for metric in metrics:
         head = printable(f"{words.plain(metric.name)}\n{metric.unit}")

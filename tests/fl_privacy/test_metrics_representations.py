@@ -1,13 +1,16 @@
 """Correlations against numpy, with the network the client was sent; classes as sets."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
+from fl_privacy import attack_command
 from fl_privacy.analysis import analyze, execute
 from fl_privacy.baseline_job import prepare_baseline
 from fl_privacy.metrics.preparing import MetricError, check_observed
@@ -180,3 +183,17 @@ def test_an_analysis_scores_it_beside_the_guess_and_reports_without_pictures(run
     page = write_report(run).read_text()
     assert "representation inference" in page
     assert "representation correlation" in page
+    assert "No attack reconstructed inputs" in page
+
+
+def test_the_terminal_shows_the_scores_that_the_attack_has(run: Path) -> None:
+    plan = Plan(adversary="representation_inference", metrics=("psnr", "class_recall"))
+    results = [analyze(run, plan, model=toy_model)]
+    results.append(execute(prepare_baseline(run, plan, model=toy_model)[0]))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(attack_command.scores(results))
+    shown = console.export_text()
+    assert "class recall" in shown
+    assert "psnr" not in shown
+    console.print(attack_command.scores(results[::-1]))
+    assert "psnr" in console.export_text()
