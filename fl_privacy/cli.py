@@ -413,6 +413,89 @@ def sweep(
 @app.command(
     epilog="""Examples:
 
+fl-privacy membership --defense "dp_sgd(noise_multiplier=1.0)" --batch-size 8
+
+fl-privacy membership --defense "per_sample_clipping(max_norm=1.0)" --batch-size 8
+
+fl-privacy membership --run runs/first --defense "dp_sgd(epsilon=4.0)" --rounds 10 --samples 320"""
+)
+def membership(
+    defense: Annotated[
+        str, typer.Option("--defense", help="The client's defenses, joined by +; empty: none.")
+    ] = "",
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="Run whose settings to take; its report then shows the result."),
+    ] = None,
+    model: Annotated[str | None, _setting("--model", "Network.", "lenet-zhu")] = None,
+    dataset: Annotated[
+        str | None, _setting("--dataset", "Where inputs come from.", "fashion-mini")
+    ] = None,
+    algorithm: Annotated[
+        str | None, _setting("--algorithm", "fedsgd (one step) or fedavg (epochs).", "fedsgd")
+    ] = None,
+    batch_size: Annotated[int | None, _setting("--batch-size", "Samples a step.", "1")] = None,
+    epochs: Annotated[int | None, _setting("--epochs", "Local epochs (fedavg).", "1")] = None,
+    seed: Annotated[int | None, _setting("--seed", "Seed of everything.", "0")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any run setting; repeat for more.",
+            rich_help_panel="Run settings",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="The client's samples.", show_default="one batch"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Participations in each trial.")] = 1,
+    trials: Annotated[int, typer.Option(min=4, help="Trials with the canary, and without.")] = 1000,
+    delta: Annotated[
+        float | None,
+        typer.Option(help="Delta of both epsilons.", show_default="the defense's, or 1e-5"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file to write.")] = None,
+) -> None:
+    """Test how well a client's update tells whether one sample was there.
+
+    The lower bound on epsilon that this gives stands beside what DP-SGD guarantees. The exit
+    status is 1 when the bound is larger, which a correct guarantee does not allow.
+    """
+    from fl_privacy import membership_command as command
+    from fl_privacy.attack_progress import attack_progress
+    from fl_privacy.membership_result import FILE, write_result
+
+    options: dict[str, Scalar | None] = {
+        "model": model,
+        "dataset": dataset,
+        "algorithm": algorithm,
+        "batch-size": batch_size,
+        "local-epochs": epochs,
+        "seed": seed,
+    }
+    settings = command.settings_of(run, _run_config(options, set_ or []))
+    with attack_progress("membership") as progress:
+        result = command.audit(
+            settings,
+            defense,
+            samples=samples,
+            rounds=rounds,
+            trials=trials,
+            delta=delta,
+            progress=progress,
+        )
+    Console(emoji=False).print(command.table(result))
+    for file in filter(None, [out, run / FILE if run else None]):
+        write_result(file, result)
+        typer.echo(f"Result in {file}.")
+    command.require_kept(result)
+
+
+@app.command(
+    epilog="""Examples:
+
 fl-privacy report runs/first
 
 fl-privacy report runs/first --pictures 32"""

@@ -49,7 +49,7 @@ def clopper_pearson(successes: ArrayLike, n: int, alpha: float) -> tuple[Floats,
     """
     k = np.asarray(successes, dtype=np.float64)
     if n < 1 or np.any((k < 0) | (k > n)):
-        raise ValueError(f"expected counts between 0 and n >= 1, got {successes} of {n}")
+        raise ValueError(f"expected counts between 0 and n >= 1, got {k} of {n}")
     with np.errstate(invalid="ignore"):
         low = np.where(k > 0, stats.beta.ppf(alpha, k, n - k + 1), 0.0)
         high = np.where(k < n, stats.beta.ppf(1 - alpha, k + 1, n - k), 1.0)
@@ -126,11 +126,10 @@ def gaussian_epsilon(noise_multiplier: float, delta: float, *, steps: int = 1) -
     solved for epsilon.
     """
     mu = math.sqrt(steps) / noise_multiplier
-    cdf = stats.norm.cdf
 
     def excess(epsilon: float) -> float:
-        loss = cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * cdf(-mu / 2 - epsilon / mu)
-        return float(loss) - delta
+        kept = math.exp(epsilon + stats.norm.logcdf(-mu / 2 - epsilon / mu))
+        return float(stats.norm.cdf(mu / 2 - epsilon / mu)) - kept - delta
 
     if excess(0.0) <= 0:
         return 0.0
