@@ -37,16 +37,15 @@ def sparse_upload(message: Message, context: Context, call_next: Next) -> Messag
 
 
 def sparse_if_smaller(sent: Mapping[str, Array], returned: ArrayRecord) -> ArrayRecord:
-    """``returned`` encoded against ``sent`` as one array of bytes, or itself if that is smaller."""
+    """``returned`` encoded against ``sent``, as one array of bytes, if that is smaller.
+
+    Smaller than the bare values: to save headers only is not worth it.
+    """
     arrays = [*sent.values(), *returned.values()]
     if any(array.stype != "numpy.ndarray" or not array.data for array in arrays):
         return returned
-    data = encode(
-        {name: array.numpy() for name, array in sent.items()},
-        {name: array.numpy() for name, array in returned.items()},
-    )
-    if data is None:
+    values = {name: array.numpy() for name, array in returned.items()}
+    data = encode({name: array.numpy() for name, array in sent.items()}, values)
+    if data is None or len(data) >= sum(value.nbytes for value in values.values()):
         return returned
-    packed = Array(np.frombuffer(data, dtype=np.uint8))
-    dense = sum(len(array.data) for array in returned.values())
-    return ArrayRecord({ARRAY: packed}) if len(packed.data) < dense else returned
+    return ArrayRecord({ARRAY: Array(np.frombuffer(data, dtype=np.uint8))})

@@ -75,7 +75,7 @@ def somebodys_app(*mods: Mod) -> ClientApp:
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         model, (x, y) = received(message).eval(), data_of(context.node_id)
-        loss = float(nn.functional.cross_entropy(model(x), y))
+        loss = float(nn.functional.cross_entropy(model(x), y).detach())
         metrics = MetricRecord({"num-examples": len(y), "loss": loss})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
@@ -210,10 +210,11 @@ def test_sparse_uploads_change_nothing_but_the_size(name: str) -> None:
         assert {n: a.data for n, a in ours.items()} == {n: a.data for n, a in theirs.items()}
     received = [sum(len(a.data) for a in arrays.values()) for arrays in outer.arrays]
     full = [sum(len(a.data) for a in arrays.values()) for arrays in plain.arrays]
-    assert all(r < f for r, f in zip(received, full, strict=True))
-    assert all(list(arrays) == [ARRAY] for arrays in outer.arrays)
-    if name in ("gradient_compression", "top_k"):
-        assert sum(received) < sum(full) / 2
+    if name == "update_clipping":
+        assert received == full
+    else:
+        assert all(list(arrays) == [ARRAY] for arrays in outer.arrays)
+        assert sum(received) < sum(full) / (1 if name == "withhold" else 2)
 
 
 def test_a_reply_with_other_tensors_goes_out_as_it_is(
@@ -238,12 +239,13 @@ def test_what_the_app_writes_into_the_message_is_not_taken_for_what_was_sent(
     message = send(RecordDict({"arrays": ArrayRecord(state)}))
 
     def in_place(message: Message, context: Context) -> Message:
-        changed = {name: value + 1 for name, value in state.items()}
-        message.content.array_records["arrays"].update(ArrayRecord(OrderedDict(changed)))
+        changed = ArrayRecord(OrderedDict({"head.bias": state["head.bias"] + 1}))
+        message.content.array_records["arrays"].update(changed)
         return Message(RecordDict({"w": message.content["arrays"]}), reply_to=message)
 
     reply = sparse_upload(message, node(), in_place)
     (encoded,) = reply.content.array_records.values()
     sent = {name: value.numpy() for name, value in state.items()}
     restored = decode(sent, encoded[ARRAY].numpy().tobytes())
-    assert all(np.array_equal(restored[name], value + 1) for name, value in sent.items())
+    for name, value in sent.items():
+        assert np.array_equal(restored[name], value + (name == "head.bias"))
