@@ -6,6 +6,7 @@ Learning from Representation Perspective, CVPR 2021, https://arxiv.org/abs/2012.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -27,7 +28,7 @@ from fl_privacy.types import PositiveInt, Stats, Step, Tensors
 DUAL: dict[int | str, float] = {2: 2.0, 1: float("inf"), "inf": 1.0}
 """q with 1/p + 1/q = 1, for each p."""
 
-AT_ONCE = 2**24
+AT_ONCE = 2**23
 """Bytes of the widest layer's slopes that are computed together: about what caches hold."""
 
 
@@ -72,6 +73,9 @@ class Soteria(Component):
     shrink: Annotated[
         bool, Field(description="draw sketched slopes toward their mean by what is noise")
     ] = False
+    precision: Annotated[
+        Literal["full", "bfloat16"], Field(description="what the sketch computes slopes in")
+    ] = "full"
     norm: Annotated[Literal[2, 1, "inf"], Field(description="p of the distance between inputs")] = 2
 
     @model_validator(mode="after")
@@ -80,8 +84,8 @@ class Soteria(Component):
             raise ValueError(
                 f"the sketch knows norm=2 only, got norm={self.norm!r}: set scores='exact'"
             )
-        if self.scores == "exact" and self.shrink:
-            raise ValueError("shrink=True is for scores='sketch': exact scores have no noise")
+        if self.scores == "exact" and (self.shrink or self.precision != "full"):
+            raise ValueError("shrink and precision are settings of scores='sketch'")
         return self
 
     def without_noise(self) -> Self:
@@ -134,9 +138,21 @@ class Soteria(Component):
         if self.scores == "exact":
             dual = DUAL[self.norm]
             return exact_norms(features, inputs, dual=dual, mixing=mixing, lanes=lanes)
-        return sketched_norms(
+        if self.precision == "bfloat16":
+            features, inputs = features_of(in_bfloat16(step), layer), inputs.bfloat16()
+        found = sketched_norms(
             features, inputs, probes=self.probes, generator=generator, mixing=mixing, lanes=lanes
         )
+        return found.to(step.inputs.dtype)
+
+
+def in_bfloat16(step: Step) -> Step:
+    """The same step with floating-point parameters and buffers in bfloat16."""
+    rounded = [
+        {n: t.bfloat16() if t.is_floating_point() else t for n, t in tensors.items()}
+        for tensors in (step.parameters, step.buffers)
+    ]
+    return replace(step, parameters=rounded[0], buffers=rounded[1])
 
 
 def kept(costs: Tensor, active: Tensor, rate: float, *, of: Literal["active", "all"]) -> Tensor:
