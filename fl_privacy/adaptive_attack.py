@@ -51,12 +51,19 @@ def attack_adaptively(
                 raise
             skipped.append((name, str(error)))
     for unit in dict.fromkeys(job.config.threat_model["unit"] for _, job in jobs):
-        own = next(one for _, one in adaptive.plans if one.threat_model.unit == unit)
-        own = own.model_copy(update={"adaptation": "", "nodes": plan.nodes, "rounds": plan.rounds})
-        guess, weaker = prepare_baseline(run, own, model=factory, model_name=model, task=task)
-        warn(weaker)
-        jobs.append((BASELINE if unit == plan.threat_model.unit else f"{BASELINE} ({unit})", guess))
+        own = unit == plan.threat_model.unit
+        guess = plan if own else over_units(plan, [one for _, one in adaptive.plans], str(unit))
+        job, weaker = prepare_baseline(run, guess, model=factory, model_name=model, task=task)
+        warn(weaker if own else "")
+        jobs.append((BASELINE if own else f"{BASELINE}, {unit}", job))
     return Attacked([(name, run_job(name, job)) for name, job in jobs], skipped)
+
+
+def over_units(plan: Plan, plans: Sequence[Plan], unit: str) -> Plan:
+    """The plan on another unit of attack, about the clients that some of ``plans`` attack so."""
+    nodes = {n for one in plans if one.threat_model.unit == unit for n in one.nodes}
+    threat_model = plan.threat_model.model_copy(update={"unit": unit})
+    return plan.model_copy(update={"threat_model": threat_model, "nodes": tuple(sorted(nodes))})
 
 
 def run_job(name: str, job: Job) -> ResultSet:

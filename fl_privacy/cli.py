@@ -300,6 +300,9 @@ def attack(
         int | None, typer.Option(min=1, help="Attack only the first updates.")
     ] = None,
     rounds: Annotated[str, typer.Option(help="Rounds to attack, such as 1-3,10.")] = "",
+    node: Annotated[
+        list[str] | None, typer.Option(help="Of these targets, those of one client; repeat.")
+    ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(help="A score more, such as lpips (fl-privacy list metrics); repeat."),
@@ -329,6 +332,7 @@ def attack(
         metrics=tuple(dict.fromkeys((*METRICS, *(metric or [])))),
         targets=targets,
         rounds=rounds,
+        nodes=tuple(node or ()),
         seed=seed,
         device=device,
     )

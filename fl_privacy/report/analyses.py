@@ -16,6 +16,9 @@ Rows = Sequence[Mapping[str, Any]]
 BASELINE = "baseline"
 """Name of the adversary that guesses without looking at an update."""
 
+UNITS = {"client": ", linked rounds", "aggregate": ", aggregates"}
+"""What a name says of a unit of attack other than a single update."""
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -70,7 +73,7 @@ def analyses(results: Sequence[ResultSet]) -> list[Analysis]:
 
 
 def names(configs: Sequence[ResultConfig], folders: Sequence[str]) -> list[str]:
-    """The shortest that is unique of adversary, its whole spec, and folder.
+    """The shortest that is unique: adversary, with its unit of attack, its whole spec, its folder.
 
     What was adapted follows an adversary's name.
     """
@@ -79,14 +82,14 @@ def names(configs: Sequence[ResultConfig], folders: Sequence[str]) -> list[str]:
         short = config.adaptation.partition(":")[0]
         return f"{name}, {short}" if short else name
 
-    choices = list(
-        zip(
-            (adapted(config.name, config) for config in configs),
-            (adapted(config.adversary, config) for config in configs),
-            folders,
-            strict=True,
-        )
-    )
+    def on_units(config: ResultConfig) -> str:
+        unit = str(config.threat_model.get("unit"))
+        return f"{adapted(config.name, config)}{UNITS.get(unit, '')}"
+
+    choices = [
+        (adapted(c.name, c), on_units(c), adapted(c.adversary, c), folder)
+        for c, folder in zip(configs, folders, strict=True)
+    ]
     counts = [Counter(column) for column in zip(*choices, strict=True)]
     return [
         next((name for name, count in zip(own, counts, strict=True) if count[name] == 1), own[-1])

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -61,7 +62,7 @@ def spread_figure(groups: Sequence[tuple[str, Sequence[Spread]]], unit: str, wha
             axes.text(0, y, _short(title), transform=at_left, fontweight="bold", va="center")
             for spread in spreads:
                 y += 1
-                ticks[y] = _short(spread.label)
+                ticks[y] = _folded(spread.label)
                 _spread(axes, spread, y)
             y += 1.25
         axes.set_yticks(list(ticks), list(ticks.values()))
@@ -77,6 +78,12 @@ def spread_figure(groups: Sequence[tuple[str, Sequence[Spread]]], unit: str, wha
 
 def _short(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _folded(text: str, width: int = 28) -> str:
+    """On two lines at most, which a row has room for."""
+    lines = wrap(text, width)
+    return "\n".join([*lines[:1], _short(" ".join(lines[1:]), width)]).rstrip()
 
 
 def _spread(axes: Axes, spread: Spread, y: float) -> None:

@@ -67,7 +67,7 @@ def sides(one: Contest) -> tuple[Side, ...]:
         shown.append(Side(words.number(plain.interval.mean, plain.metric), who, "attack"))
     if adaptive is not None:
         got = words.number(adaptive.interval.mean, adaptive.metric)
-        shown.append(Side(got, "attack that knows the defense", "attack"))
+        shown.append(Side(got, "adaptive attack", "attack"))
     if guess and guess.n:
         shown.append(Side(words.number(guess.mean, one.best.metric), "blind guess", "baseline"))
     return tuple(shown)

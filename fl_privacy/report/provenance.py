@@ -12,7 +12,7 @@ from fl_privacy.plan import METRICS
 from fl_privacy.report import words
 from fl_privacy.report.reading import Run
 from fl_privacy.report.scores import BASELINE, Analysis
-from fl_privacy.results import rounds_of
+from fl_privacy.results import nodes_of, rounds_of
 from fl_privacy.threat_model import ThreatModel
 
 Facts = list[tuple[str, str]]
@@ -122,7 +122,19 @@ def chosen(run: Run, analysis: Analysis) -> list[str]:
     rounds = sorted({r for row in analysis.rows for r in rounds_of(row)})
     if rounds != sorted(run.updates):
         options += ["--rounds", ",".join(map(str, rounds))]
-    each = config.threat_model.get("unit") == "update"
-    if each and len(analysis.rows) < sum(run.updates[r] for r in rounds):
-        options += ["--targets", str(len(analysis.rows))]
+    options += counted(run, analysis, sum(run.updates[r] for r in rounds))
+    if analysis.adaptation:
+        nodes = {node for row in analysis.rows for node in nodes_of(row["node"] or "")}
+        options += [part for node in sorted(nodes) for part in ("--node", node)]
     return options
+
+
+def counted(run: Run, analysis: Analysis, updates: int) -> list[str]:
+    """How many targets to begin with: of an adaptation, as many as the plain attack had."""
+    if analysis.config.threat_model.get("unit") != "update":
+        return []
+    begun = len(analysis.rows)
+    if analysis.adaptation:
+        plain = [a for a in run.analyses if not a.adaptation and not a.is_baseline]
+        begun = max([begun, *(len(a.rows) for a in plain)])
+    return ["--targets", str(begun)] if begun < updates else []
