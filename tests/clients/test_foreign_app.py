@@ -38,8 +38,8 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU())
-        self.head = nn.Linear(16, 3)
+        self.body = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64), nn.ReLU())
+        self.head = nn.Linear(64, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
