@@ -96,10 +96,9 @@ def groups_of(
         found = {vault.defense(e) or "" for e in members_of(target.exchanges) if vault.has(e)}
         for node in behind(target) if found else ():
             said.setdefault(node, set()).update(found)
-    groups: dict[str, frozenset[str]] = {
-        spec: frozenset(node for node, own in said.items() if own == {spec})
-        for spec in sorted({spec for own in said.values() for spec in own} - {""})
-    }
+    specs = sorted({spec for own in said.values() for spec in own} - {""})
+    alike = {spec: frozenset(node for node, own in said.items() if own == {spec}) for spec in specs}
+    groups = {spec: nodes for spec, nodes in alike.items() if nodes}
     if told:
         same = [nodes for spec, nodes in groups.items() if canonical(spec) == canonical(told)]
         return {told: frozenset().union(*(same or [behind(target) for target in targets]))}, []
@@ -115,7 +114,7 @@ def groups_of(
     ]
     if all(own == {""} for own in said.values()):
         unclear = [("adaptive attacks", "no target is defended, so there is nothing to adapt to")]
-    return {spec: nodes for spec, nodes in groups.items() if nodes}, unclear
+    return groups, unclear
 
 
 def behind(target: Observation) -> frozenset[str]:
