@@ -28,9 +28,10 @@ Pick = Literal["largest", "loudest", "own"]
 class RepresentationInference(Component):
     """Read the classes and their representations off the gradients of the dense layers.
 
-    A class is present if its row of the last layer's weight gradient is long, and what that
-    layer sees of it is proportional to minus the row, because the samples of a class push
-    its own row hardest. An element of that representation names a row of the layer before,
+    ``classes`` says which are present: those that `infer_labels` counts, or ``rows``, the
+    paper's own sign, those whose row of the last layer's weight gradient is long. What that
+    layer sees of a class is proportional to minus its row, because the samples of a class
+    push their own row hardest. An element of that representation names a row of the layer before,
     which is proportional to what that layer sees; it is turned so that it adds up to no less
     than zero, as representations behind a ReLU do. So on down to the first dense layer.
 
@@ -46,11 +47,12 @@ class RepresentationInference(Component):
     """
 
     classes: Annotated[
-        Literal["rows", "counts"],
-        Field(description="present: long rows of the last layer, or labels counted"),
-    ] = "rows"
+        Literal["counts", "rows"],
+        Field(description="present: labels counted, or long rows of the last layer"),
+    ] = "counts"
     threshold: Annotated[
-        float, Field(gt=0, le=1, description="length of a long row, as a share of the longest")
+        float,
+        Field(gt=0, le=1, description="rows: least length, as a share of the longest"),
     ] = 0.5
     pick: Annotated[Pick, Field(description="which element names the row of the layer before")] = (
         "largest"

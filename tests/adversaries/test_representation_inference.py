@@ -239,5 +239,5 @@ def test_a_guess_looks_at_no_update(observe: Observe, of: str) -> None:
 
 def test_both_keep_the_contract() -> None:
     check_adversary(RepresentationInference())
-    check_adversary(RepresentationInference(classes="counts", pick="own"))
+    check_adversary(RepresentationInference(classes="rows", pick="own"))
     check_adversary(RepresentationGuess())

@@ -3,11 +3,11 @@
 100 clients of 40 images, 10 a round, 200 rounds, SGD 0.01, ``lenet5``, in the Flower
 simulation; the recorded rounds are attacked with each reading of the algorithm. Prints the
 mean Pearson correlation at FC1 / FC2 / FC3 (the inputs of the first, second and last dense
-layer, with the parameters the client was sent) with its 95 % interval over clients, a client
-counting once with the mean over its rounds. Beside it the same inference against the true
-representation of the client's *other* class, and two guesses that never look at an update:
-the mean representation of 2,000 test images, and that of those of the class. A configuration
-that is finished in ``--out`` is not run again. Examples::
+layer, with the parameters the client was sent; a missed class counts as 0) with its 95 %
+interval over clients, a client counting once with the mean over its rounds. Beside it the
+same inference against the true representation of the client's *other* class, and two guesses
+that never look at an update: the mean representation of 2,000 test images, and that of those
+of the class. A configuration that is finished in ``--out`` is not run again. Examples::
 
     python tests/benchmarks/quality_table1.py DATA/cifar10_20k.npz --out runs/table1
     python tests/benchmarks/quality_table1.py DATA/cifar10_20k.npz --out runs/table1 --pixels \\
@@ -47,6 +47,7 @@ CORRELATIONS = {
 }
 SHARES = ("class_precision", "class_recall")
 ADVERSARIES = (
+    "representation_inference(classes='rows')",
     "representation_inference",
     "representation_inference(pick='loudest')",
     "representation_inference(pick='own')",

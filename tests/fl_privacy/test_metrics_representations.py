@@ -169,7 +169,7 @@ def test_an_unknown_layer_is_refused_before_the_attack_with_those_there_are(
 
 def test_an_analysis_scores_it_beside_the_guess_and_reports_without_pictures(run: Path) -> None:
     plan = Plan(
-        adversary="representation_inference(classes='counts')",
+        adversary="representation_inference",
         metrics=("psnr", "representation_correlation", "class_precision", "class_recall"),
     )
     rows = analyze(run, plan, model=toy_model).rows()
