@@ -14,6 +14,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Generator, Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.func import jvp, vjp, vmap
 
 from clients.defenses.soteria_layer import Features
@@ -59,6 +60,7 @@ def _exact_norms(features: Features, inputs: Tensor, dual: float, lanes: int) ->
         values, pullback = vjp(features, inputs)[:2]
     flat = values.detach().flatten()
     numbers = torch.arange(len(flat), device=flat.device)
+    wanted = numbers if transformed() else numbers[flat != 0]
 
     def slope(cotangent: Tensor) -> Tensor:
         (gradient,) = pullback(cotangent.view_as(values))
@@ -66,7 +68,7 @@ def _exact_norms(features: Features, inputs: Tensor, dual: float, lanes: int) ->
         return norm
 
     norms = torch.zeros_like(flat)
-    for part in torch.split(numbers if transformed() else numbers[flat != 0], lanes):
+    for part in torch.split(wanted, lanes) if len(wanted) else ():
         one_hot = (part[:, None] == numbers).to(flat)
         norms = norms.index_put((part,), vmap(slope)(one_hot))
     return norms.where(flat != 0, 0).view_as(values)
@@ -89,7 +91,9 @@ def sketched_norms(
     does not depend on its mates. Probes are drawn on the CPU; ``lanes`` products run at once.
     """
     shape = inputs.shape if mixing else inputs.shape[1:]
-    drawn = torch.randn(probes, *shape, generator=generator, dtype=inputs.dtype).to(inputs.device)
+    with temporarily_clear_interpreter_stack():  # vmap refuses random numbers: these are constants
+        drawn = torch.randn(probes, *shape, generator=generator, dtype=torch.float32)
+    drawn = drawn.to(inputs)
     together = len(inputs) if mixing else max(1, lanes // probes)
     groups = [_squares(features, x, drawn, lanes) for x in torch.split(inputs, together)]
     return (torch.cat(groups) / probes).sqrt()
