@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,3 +251,11 @@ def test_what_the_app_writes_into_the_message_is_not_taken_for_what_was_sent(
     restored = decode(sent, encoded[ARRAY].numpy().tobytes())
     for name, value in sent.items():
         assert np.array_equal(restored[name], value + (name == "head.bias"))
+
+
+def test_the_guides_code_runs() -> None:
+    guide = Path(__file__).resolve().parents[2] / "docs" / "defenses.md"
+    blocks = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, str(guide), "exec"), {"__name__": "guide"})
