@@ -19,7 +19,10 @@ from fl_privacy.threat_model import ThreatModel
 Client = tuple[int, str]
 
 FREE = ("defense", "unit")
-"""What may differ between rivals: knowing the defense, and linking a client's updates."""
+"""What may differ between rivals: knowing the defense, linking a client's updates.
+
+Aggregates are apart: a server that sees no more is another one.
+"""
 
 
 @dataclass(frozen=True)
@@ -79,16 +82,16 @@ def contests(found: Sequence[Analysis], defense: str | None, metric: str) -> lis
 def rules(analysis: Analysis) -> str:
     """What rivals have in common: network, task, and all of the threat model but `FREE`."""
     config = analysis.config
-    aggregate = config.threat_model.get("unit") == "aggregate"
     task = config.task.model_dump(mode="json") if config.task else None
-    return json.dumps([aggregate, setting_of(analysis), config.model, task], sort_keys=True)
+    return json.dumps([setting_of(analysis), config.model, task], sort_keys=True)
 
 
 def setting_of(analysis: Analysis) -> dict[str, Any]:
     """What the threat model says beyond the default, apart from `FREE`."""
     default = ThreatModel().model_dump(mode="json")
     model = analysis.config.threat_model
-    return {k: v for k, v in model.items() if k not in FREE and default.get(k) != v}
+    beyond = {k: v for k, v in model.items() if k not in FREE and default.get(k) != v}
+    return beyond | ({"unit": "aggregate"} if model.get("unit") == "aggregate" else {})
 
 
 def contest(defense: str | None, lines: Sequence[Score]) -> Contest:

@@ -97,7 +97,7 @@ def contest_title(contest: Contest, of: int) -> str:
 def granted(setting: Mapping[str, Any]) -> str:
     """What a threat model says beyond the default."""
     given = (f"{plain(name)} {value}" for name, value in sorted(setting.items()))
-    return ", ".join(given) or "adversaries with nothing beyond the default"
+    return ", ".join(given) or "nothing granted beyond the default"
 
 
 def headline(contest: Contest) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -69,12 +69,16 @@ class SyntheticRun:
         adversary: str = "",
         defense: str | None = None,
         settings: dict[str, JsonValue] | None = None,
-        unit: Literal["update", "aggregate"] = "update",
+        unit: Literal["update", "client", "aggregate"] = "update",
+        told: str = "",
+        adaptation: str = "",
+        auxiliary: str = "",
+        metrics: Sequence[str] = tuple(METRICS),
     ) -> Path:
         """Write a result set; ``guess`` gives inputs, or the reason of a failure."""
-        held = "digits" if name == "baseline" else ""
+        held = "digits" if name == "baseline" else auxiliary
         labels: Literal["oracle", "inferred"] = "oracle" if oracle else "inferred"
-        model = ThreatModel(labels=labels, auxiliary=held, unit=unit)
+        model = ThreatModel(labels=labels, auxiliary=held, unit=unit, defense=told)
         config = ResultConfig(
             name=name,
             adversary=adversary or name,
@@ -87,8 +91,9 @@ class SyntheticRun:
             width=8,
             recording_digest="ab" * 32,
             code_digest="cd" * 32,
-            metrics=INFOS,
+            metrics=tuple(info for info in INFOS if info.name in metrics),
             oracle=oracle,
+            adaptation=adaptation,
             versions={"torch": torch.__version__},
         )
         folder = RunFolder(self.path).results / config.folder_name
@@ -123,7 +128,8 @@ class SyntheticRun:
                 target.key, made, target.truth.labels, Outcome("completed"), 0.01, 0.5
             )
             if self.audit:
-                row |= scores(METRICS, result, target.truth, seen)
+                made_of = scores(METRICS, result, target.truth, seen)
+                row |= {info.name: made_of[info.name] for info in config.metrics}
             row |= {"status": "completed", "message": "", "loss": 0.01, "seconds": 0.5}
             writer.write_chunk([row], {target.key: result})
         writer.finish()
