@@ -184,8 +184,9 @@ def knowledge(analysis: Analysis, run: Run) -> list[str]:
     """What an adversary saw and knew, in sentences; granted oracles are told apart."""
     model, training = analysis.config.threat_model, training_of(analysis, run)
     known = bool(model.get("local_training", False))
+    given = bool(run.manifest.run_config.get("initial-model"))
     said = [unit(str(model.get("unit", "unknown")), run)]
-    said += [batches(analysis.rows, training), rounds(analysis.rows)]
+    said += [batches(analysis.rows, training), rounds(analysis.rows, given=given)]
     if "labels" not in analysis.config.oracle:
         said.append("Labels were inferred, not given.")
     if known and training:
@@ -269,15 +270,20 @@ def batches(rows: Sequence[Mapping[str, Any]], training: LocalTraining | None) -
     return f"The attacked batches hold {span} each."
 
 
-def rounds(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Which rounds were attacked, and whether the model was trained by then."""
+def rounds(rows: Sequence[Mapping[str, Any]], *, given: bool = False) -> str:
+    """Which rounds were attacked, and whether the model was trained by then.
+
+    ``given``: the run began with the parameters of an earlier one.
+    """
     found = sorted({r for row in rows for r in rounds_of(row)})
     if not found:
         return "It is unknown which rounds were attacked."
     listed = ", ".join(map(str, found)) if len(found) < 9 else f"{found[0]} to {found[-1]}"
     noun = "round" if len(found) == 1 else "rounds"
     fresh = [row["attempt"] in (None, 1) and r == 1 for row in rows for r in rounds_of(row)]
-    if all(fresh):
+    if given:
+        trained = "the run began with the parameters of an earlier one (trained)"
+    elif all(fresh):
         trained = "the model still had its initial weights (untrained)"
     elif any(fresh):
         trained = "the model had its initial weights in round 1 (untrained), later trained ones"

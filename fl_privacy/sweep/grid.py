@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from fl_privacy import component
 from fl_privacy.component import Component
 from fl_privacy.plan import METRICS, Plan
-from fl_privacy.settings import RunSettings, Scalar, parse_settings
+from fl_privacy.settings import Scalar, parse_settings
 from fl_privacy.threat_model import ThreatModel
 from fl_privacy.types import PositiveInt
 
@@ -231,11 +231,6 @@ def slug(text: str, limit: int = 48) -> str:
         return plain
     tail = hashlib.sha256(text.encode()).hexdigest()[:6]
     return f"{plain[: limit - 7].rstrip('-._')}-{tail}".lstrip("-")
-
-
-def table_fields() -> tuple[str, ...]:
-    """Names that a table of run settings may hold."""
-    return (CLIENTS, *(f.alias or n for n, f in RunSettings.model_fields.items()))
 
 
 def _refuse_doubles(what: str, names: list[str]) -> None:

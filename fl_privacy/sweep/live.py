@@ -15,7 +15,7 @@ from fl_privacy.printable import plain, printable
 from fl_privacy.sweep.results import Adversary, Measured, measure
 from fl_privacy.sweep.running import Kind, Step, pending
 from fl_privacy.sweep.stages import Cell
-from fl_privacy.sweep.table import MISSING, percent
+from fl_privacy.sweep.table import MISSING, digits, percent
 
 ROOM = 6
 """Lines of a terminal that are not for rows."""
@@ -137,7 +137,7 @@ def _measured(cells: Sequence[Cell]) -> Measured | None:
 
 def _error(adversary: Adversary) -> str:
     found = adversary.interval("mse")
-    return MISSING if found is None else f"{found.mean:.4f}"
+    return MISSING if found is None else digits(found.mean)
 
 
 def clock(seconds: float) -> str:

@@ -17,13 +17,15 @@ from fl_privacy.recording_store import write_atomically
 from fl_privacy.report import words
 from fl_privacy.report.page import style
 from fl_privacy.sweep import same_accuracy
-from fl_privacy.sweep.figures import curves_figure, series_style, standalone, utility_figure
+from fl_privacy.sweep.curves import curves_figure
+from fl_privacy.sweep.figures import utility_figure
 from fl_privacy.sweep.grid import Sweep, slug
+from fl_privacy.sweep.paper import series_style, standalone
 from fl_privacy.sweep.reading import SweepError
 from fl_privacy.sweep.results import Adversary, Attacked, Measured
 from fl_privacy.sweep.same_accuracy import Ratio
 from fl_privacy.sweep.strip import strip_figure
-from fl_privacy.sweep.table import cost, csv_text, leak_lines, metrics_of, undefended
+from fl_privacy.sweep.table import cost, csv_text, digits, leak_lines, metrics_of, undefended
 
 KNOWS: tuple[tuple[str, Callable[[Attacked], Adversary]], ...] = (
     ("plain", same_accuracy.plain),
@@ -73,6 +75,7 @@ def render(
     """The page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["metric_name"] = words.metric_name
+    environment.filters["digits"] = digits
     template = files("fl_privacy.sweep").joinpath("sweep.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         sweep=sweep,

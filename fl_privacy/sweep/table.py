@@ -129,7 +129,25 @@ def scored(adversary: Adversary) -> str:
 
 def _value(adversary: Adversary, metric: MetricInfo) -> str:
     found = adversary.interval(metric.name)
-    return MISSING if found is None else words.interval(found, metric)
+    if found is None:
+        return MISSING
+    return error(found) if metric.name == "mse" else words.interval(found, metric)
+
+
+def error(found: Interval) -> str:
+    """A squared error with two digits that count, however small: ``0.00012 [0.00005, 0.0002]``."""
+    if not math.isfinite(found.low):
+        return digits(found.mean)
+    return f"{digits(found.mean)} [{digits(found.low)},\u00a0{digits(found.high)}]"
+
+
+def digits(value: float) -> str:
+    """Two digits that count, without an exponent where that is short."""
+    if not value or not math.isfinite(value):
+        return "0" if value == 0 else MISSING
+    places = 1 - math.floor(math.log10(abs(value)))
+    text = f"{value:.{max(places, 0)}f}" if -6 < math.log10(abs(value)) < 6 else f"{value:.1e}"
+    return text.replace("-", "−")
 
 
 COLUMNS = (

@@ -47,7 +47,7 @@ spec = "gaussian_noise(scale={strength})"
 strengths = [0.1, 0.2]
 [defenses."<b>clip"]
 spec = "per_sample_clipping(max_norm={strength})"
-strengths = [1, 2]
+strengths = [1]
 [[attacks]]
 adversary = "analytic"
 adaptive = true
@@ -118,7 +118,8 @@ class FakeTools:
 
     def _results(self, run: Path, plan: Plan, name: str, error: float) -> ResultSet:
         config = ResultConfig(
-            name=name, adversary=name, task=Digits().task(), threat_model={}, seed=plan.seed,
+            name=name, adversary=f"{name}{plan.adaptation}", task=Digits().task(),
+            threat_model={}, seed=plan.seed,
             device="cpu", width=1, recording_digest="", metrics=INFOS, adaptation=plan.adaptation,
         )  # fmt: skip
         folder = RunFolder(run).results / config.folder_name
