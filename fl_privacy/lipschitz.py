@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -32,6 +33,7 @@ DENSE = 1024
 """A linear map is made a matrix where its smaller side has at most this many entries."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+FUSIBLE = (nn.Linear, *CONVOLUTIONS)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 Constant = Callable[[Any, tuple[int, ...]], float]
@@ -130,15 +132,21 @@ def constant(piece: Piece) -> float:
 
 def runs(chain: Sequence[Piece]) -> Iterator[list[Piece]]:
     """Runs of consecutive linear layers, and every other layer by itself."""
-    for linear, found in groupby(chain, key=lambda piece: type(piece.module) in LINEAR):
+    for linear, found in groupby(chain, key=is_affine):
         run = list(found)
         yield from ([run] if linear else ([piece] for piece in run))
+
+
+def is_affine(piece: Piece) -> bool:
+    """Whether the layer is one fixed affine map: not if it drops what it likes."""
+    dropping = isinstance(piece.module, nn.Dropout) and piece.module.training
+    return type(piece.module) in LINEAR and not dropping
 
 
 def run_constant(run: Sequence[Piece], dense: int) -> float:
     """The smallest constant known for one of `runs`; merging never makes it larger."""
     whole = math.prod(map(constant, merged(run)))
-    if type(run[0].module) not in LINEAR or is_exact(run):
+    if not is_affine(run[0]) or is_exact(run):
         return whole
     small = min(math.prod(run[0].shape), math.prod(output_shape(run))) <= dense
     return min(whole, matrix_norm(matrix_of(run))) if small else whole
@@ -160,10 +168,9 @@ def merged(run: Sequence[Piece]) -> list[Piece]:
         before = done[-1].module if done else None
         if isinstance(before, Scale) and isinstance(module, CONVOLUTIONS):
             done[-1] = Piece(piece.name, scaled(module, before), piece.shape)
-        elif isinstance(before, nn.Linear) and isinstance(module, _BatchNorm):
-            done[-1] = Piece(piece.name, fuse_linear_bn_eval(before, module), done[-1].shape)
-        elif isinstance(before, CONVOLUTIONS) and isinstance(module, _BatchNorm):
-            done[-1] = Piece(piece.name, fuse_conv_bn_eval(before, module), done[-1].shape)
+        elif isinstance(before, FUSIBLE) and isinstance(module, _BatchNorm) and not module.training:
+            fuse: Any = fuse_linear_bn_eval if isinstance(before, nn.Linear) else fuse_conv_bn_eval
+            done[-1] = replace(done[-1], module=fuse(before.eval(), module))
         else:
             done.append(Piece(piece.name, module, piece.shape))
     return done
@@ -192,5 +199,6 @@ def matrix_of(run: Sequence[Piece]) -> Tensor:
 
 def output_shape(run: Sequence[Piece]) -> tuple[int, ...]:
     """Shape of one output of a run of layers."""
-    modules = nn.Sequential(*(deepcopy(piece.module).to("meta") for piece in run)).eval()
-    return tuple(modules(torch.empty(1, *run[0].shape, device="meta")).shape[1:])
+    modules = nn.Sequential(*(deepcopy(piece.module).to("meta").double() for piece in run)).eval()
+    inputs = torch.empty(1, *run[0].shape, device="meta", dtype=torch.float64)
+    return tuple(modules(inputs).shape[1:])

@@ -258,7 +258,10 @@ def figure(
         for axes in (above, below):
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", linewidth=0.4, color="#dddddd")
-    blocks[0, 0].get_axes()[1].legend(frameon=False, fontsize=6.5)
+    below = blocks[0, 0].get_axes()[1]
+    drawn.legend(
+        *below.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+    )
     return drawn
 
 
@@ -283,6 +286,7 @@ def draw_losses(axes: Axes, curves: Curves, lines: Mapping[str, float]) -> None:
     for (name, level), line in zip(lines.items(), (":", "-."), strict=False):
         if math.isfinite(level):
             axes.axhline(level, color="#555555", linewidth=0.8, linestyle=line, label=name)
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("round")
     axes.set_ylabel("training loss F")
 
@@ -325,11 +329,14 @@ def tell(
                 ),
             }  # fmt: skip
             records.append(record)
-            told = f"{record['bound']:.3g}" if decays else "none (constant step)"
+            told = (
+                f"{record['bound']:.3g} | {record['steps_until_not_vacuous']:.2g} steps"
+                if decays
+                else "none (constant step) | "
+            )
             print(
                 f"| {setting} | {name} | {final.mean:.4f} [{final.low:.4f}, {final.high:.4f}] | "
-                f"{final.mean - lowest:.4f} | {told} | "
-                f"{record['steps_until_not_vacuous']:.2g} steps |"
+                f"{final.mean - lowest:.4f} | {told} |"
             )
     return records
 
