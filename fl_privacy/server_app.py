@@ -60,8 +60,8 @@ def main(grid: Grid, context: Context) -> None:
         if settings.resume:
             load_last_model(model, folder)
         else:
-            folder.model.unlink(missing_ok=True)
             load_initial_model(model, settings.initial_model)
+            folder.model.unlink(missing_ok=True)
         strategy = RecordingStrategy(
             inner,
             writer,

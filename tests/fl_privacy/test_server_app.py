@@ -11,6 +11,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from fl_privacy import server_app
 from fl_privacy.code_digest import code_digest
@@ -99,6 +100,22 @@ def test_a_resumed_run_goes_on_from_the_last_aggregate(tmp_path: Path) -> None:
     assert all(torch.allclose(again[name], first[name] + 2.0) for name in first)
     assert history(tmp_path) == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
     assert client.attempts == {2}
+
+
+def test_a_run_starts_from_the_parameters_that_another_kept(tmp_path: Path) -> None:
+    run(tmp_path / "first", adding(1.0))
+    kept = load_file(tmp_path / "first" / "model.safetensors")
+    given: dict[str, Scalar] = {"initial-model": str(tmp_path / "first" / "model.safetensors")}
+    run(tmp_path / "second", adding(1.0), given)
+    first = sent(tmp_path / "second", 1, 1)
+    assert kept.keys() == first.keys()
+    assert all(torch.equal(kept[name], first[name]) for name in kept)
+    config = Recording(tmp_path / "second" / "recording").manifest.run_config
+    assert config["initial-model"] == given["initial-model"]
+    with pytest.raises(RunFolderError, match="same model and task"):
+        run(tmp_path / "third", adding(1.0), given | {"model": "mlp(hidden=(5,))"})
+    with pytest.raises(RunFolderError, match="cannot be used"):
+        run(tmp_path / "third", adding(1.0), {"initial-model": "/nowhere/model.safetensors"})
 
 
 def test_another_strategy_does_not_resume_a_run(tmp_path: Path) -> None:
