@@ -57,8 +57,9 @@ def test_a_run_from_the_bundle_alone(
             "num-server-rounds": ROUNDS,
             "min-clients": CLIENTS,
             "audit": True,
-            "client-defense": "gaussian_noise(scale=0.01)",
+            "client-defense": "gaussian_noise(scale=0.01)+top_k(share=0.05)",
             "client-defended-share": 0.5,
+            "client-encoding": "sparse",
         },
         out=run,
         app=app,
@@ -76,6 +77,10 @@ def test_a_run_from_the_bundle_alone(
     entries = list(recording.entries())
     assert sorted(entry.round for entry in entries) == [1] * CLIENTS + [2] * CLIENTS
     assert len({entry.node for entry in entries}) == CLIENTS
+    assert all(len(recording.returned(entry)["dense1.weight"]) == 256 for entry in entries)
+    encoded = [entry.bytes for entry in entries if entry.payload == "sparse-update"]
+    assert sorted(encoded)[: CLIENTS * ROUNDS // 2][-1] < max(e.bytes for e in entries) / 5
+    assert sum("replies are sparse" in line for line in lines) == ROUNDS
     defenses = [json.loads(path.read_text()) for path in run.glob("truth/**/defense.json")]
     assert len(defenses) == CLIENTS * ROUNDS
     for entry in entries:
