@@ -94,6 +94,7 @@ CASES = {
             "update clipping": "update_clipping(max_norm=0.05)",
             "withheld": "withhold(layers=('1.bias',))",
             "each step": f"each_step(defense={SMALL!r})",
+            "DP-SGD": "dp_sgd(noise_multiplier=0.0, max_norm=0.05)",
             "soteria": "soteria(layer='3', rate=0.5)",
         }.items()
         for kind, training, images in (
@@ -110,7 +111,7 @@ CASES = {
     "update, local epochs": Case((Halved(),), EPOCHS, images=3),
     "both": Case((*create_all("defenses", CLIP), Halved())),
 }
-SCALED = ("clipping", "update clipping, local epochs")
+SCALED = ("clipping", "DP-SGD", "update clipping, local epochs")
 """Where what is seen keeps its direction: weight decay is clipped too, and turns it."""
 ATTACKS = ["gradient_similarity", "l2_tv", "dlg"]
 
