@@ -15,6 +15,9 @@ from adversaries.tracing import probe
 from fl_privacy.dense_layers import linear_inputs
 from fl_privacy.types import LocalTraining, Observation, Task
 
+TOGETHER = 8
+"""Linked rounds that cost no more than can be waited for."""
+
 
 @dataclass(frozen=True)
 class Situation:
@@ -63,6 +66,12 @@ def unlinkable(linked: Sequence[Observation], training: LocalTraining | None) ->
     several = [o for o in linked if len(o.exchanges) > 1]
     if not several:
         return "no client was recorded in more than one round"
+    longest = max(len(o.exchanges) for o in several)
+    if longest > TOGETHER:
+        return (
+            f"a client was recorded in {longest} rounds, each of which is simulated in every "
+            f"iteration: choose {TOGETHER} or fewer with --rounds"
+        )
     if training is None:
         return "the local training is unknown, so it is open whether rounds hold the same images"
     for observation in several:

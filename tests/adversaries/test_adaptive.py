@@ -208,10 +208,13 @@ def test_linking_is_refused_for_the_reason_that_the_attack_would_give() -> None:
     (observation,) = toy_observations(1)[0]
     (exchange,) = observation.exchanges
 
-    def twice(training: LocalTraining) -> str:
+    def linked(training: LocalTraining, rounds: int) -> str:
         one = replace(observation, local_training=training)
-        linked: list[Observation] = [replace(one, exchanges=(exchange, exchange))]
-        return situation([one], linked).unlinkable
+        together: list[Observation] = [replace(one, exchanges=(exchange,) * rounds)]
+        return situation([one], together).unlinkable
 
-    assert "another random batch" in twice(LocalTraining(lr=0.1))
-    assert twice(LocalTraining(lr=0.1, order="sequential")) == ""
+    sequential = LocalTraining(lr=0.1, order="sequential")
+    assert "another random batch" in linked(LocalTraining(lr=0.1), 2)
+    assert linked(sequential, 8) == ""
+    assert "with --rounds" in linked(sequential, 9)
+    assert "more than one round" in linked(sequential, 1)
