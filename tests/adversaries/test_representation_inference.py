@@ -1,7 +1,8 @@
 """Representations are read off dense layers: exactly for one sample, by class for several."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from adversaries.representation_inference import (
     turned,
 )
 from adversaries.targets import gradient_units
+from fl_privacy.component import Component
 from fl_privacy.dense_layers import dense_tail, linear_inputs, seen_when_sent
 from fl_privacy.metrics.representations import RepresentationCorrelation
 from fl_privacy.testing import check_adversary
@@ -25,6 +27,7 @@ from fl_privacy.types import (
     Failure,
     LocalTraining,
     Observation,
+    Outcome,
     Representations,
     Samples,
     Task,
@@ -235,6 +238,41 @@ def test_a_guess_looks_at_no_update(observe: Observe, of: str) -> None:
         for name, rows in answer.layers.items():
             expected = seen[name].mean(0) if of == "all" else seen[name][3:].mean(0)
             torch.testing.assert_close(rows[1], expected)
+
+
+class Broken(Component):
+    """Answers with representations, but for one fault."""
+
+    requires: ClassVar[frozenset[str]] = frozenset()
+    fault: str
+
+    def attack(
+        self, observations: Sequence[Observation], **context: Any
+    ) -> Iterator[Representations]:
+        classes = {"twice": [1, 1], "unknown": [1, 9]}.get(self.fault, [1, 2])
+        value = float("nan") if self.fault == "nan" else 1.0
+        rows = torch.full((3 if self.fault == "count" else 2, 5), value)
+        for place, target in enumerate(observations):
+            held = rows * place if self.fault == "place" else rows
+            yield Representations(
+                target.key, torch.tensor(classes), {"fc": held}, Outcome("completed")
+            )
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("twice", "each one once"),
+        ("unknown", r"of 0\.\.3"),
+        ("count", r"finite rows \[2, features\]"),
+        ("nan", "finite rows"),
+        ("place", "position or its mates"),
+    ],
+)
+def test_representations_that_break_the_contract_are_told_how(fault: str, told: str) -> None:
+    check_adversary(Broken(fault=""))
+    with pytest.raises(AssertionError, match=told):
+        check_adversary(Broken(fault=fault))
 
 
 def test_both_keep_the_contract() -> None:
