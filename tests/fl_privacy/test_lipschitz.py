@@ -152,10 +152,11 @@ def test_the_bound_of_a_convolution_is_above_its_true_norm(settings: dict[str, A
         assert norm <= bound <= 1.5 * norm
 
 
+@pytest.mark.parametrize("seed", range(4))  # the worst frequency is not always the lowest
 @pytest.mark.parametrize("stride", [1, 2])
-def test_the_bound_of_a_convolution_is_the_norm_of_the_circular_one(stride: int) -> None:
+def test_the_bound_of_a_convolution_is_the_norm_of_the_circular_one(stride: int, seed: int) -> None:
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         layer = nn.Conv2d(2, 3, 3, padding=1, stride=stride)
     side = 6  # and a grid of 6 + max(2, 2) = 8 points
     circular = nn.Conv2d(2, 3, 3, padding=1, stride=stride, padding_mode="circular")
