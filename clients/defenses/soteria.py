@@ -90,7 +90,7 @@ class Soteria(Component):
 
     def without_noise(self) -> Self:
         """With exact scores: those of the sketch are noisy."""
-        return self.model_copy(update={"scores": "exact", "shrink": False})
+        return self.model_copy(update={"scores": "exact", "shrink": False, "precision": "full"})
 
     def defend_gradient(self, step: Step, *, generator: Generator) -> tuple[Tensors, Stats]:
         """The mean gradient with pruned columns in the weight of the layer.
