@@ -19,6 +19,9 @@ from torch.overrides import TorchFunctionMode
 WORTH = 0.8
 """Share of a layer above which a window is not worth cropping to."""
 
+FEW = 4
+"""Lanes that show whether windows are small; behind dense layers they never are."""
+
 
 class CheapSlopes(TorchFunctionMode):
     """Inside, slopes of 2-d convolutions in their inputs are windowed; in weights there are none.
@@ -128,9 +131,9 @@ def transposed(
     flipped = weight.flip(2, 3).transpose(0, 1)
     reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     height, width = slope.shape[2:]
-    seen = (slope != 0).any(1)
-    top, tall = window(seen.any(2))
-    left, wide = window(seen.any(1))
+    (top, tall), (left, wide) = windows(slope[:FEW])
+    if tall * wide <= WORTH * height * width:
+        (top, tall), (left, wide) = windows(slope)
     if tall * wide > WORTH * height * width:
         inverse = (reach[0] - padding[0], reach[1] - padding[1])
         return F.conv2d(slope, flipped, None, 1, inverse, dilation)
@@ -146,6 +149,12 @@ def transposed(
         to_x, of_x = overlap(f - padding[1], found.shape[3], columns)
         into[:, to_y, to_x] = one[:, of_y, of_x]
     return result
+
+
+def windows(slope: Tensor) -> tuple[tuple[list[int], int], tuple[list[int], int]]:
+    """Of the rows and of the columns of ``slope [n, C, H, W]``: see `window`."""
+    seen = (slope != 0).any(1)
+    return window(seen.any(2)), window(seen.any(1))
 
 
 def window(seen: Tensor) -> tuple[list[int], int]:
