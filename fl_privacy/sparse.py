@@ -172,6 +172,7 @@ def _gaps(places: NDArray[np.intp], dtype: np.dtype[np.unsignedinteger]) -> Arra
 
 def _of_gaps(gaps: Array, size: int) -> NDArray[np.intp] | None:
     """Places behind ``gaps``; None if these are none or lead beyond ``size`` entries."""
+    # each leads at least one entry on: more of them than entries are not even unpacked
     if gaps.dtype not in (np.uint8, np.uint16) or gaps.ndim != 1 or len(gaps) > size:
         return None
     ends = gaps != (255 if gaps.dtype == np.uint8 else 65535)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -71,11 +72,12 @@ def test_changes_at_every_distance_come_back(length: int) -> None:
 
 
 def test_negative_zero_and_nan_differ_from_zero_and_another_nan() -> None:
-    sent = {"w": np.array([0.0, np.nan, 1.0], dtype=np.float32)}
-    other = sent["w"].copy()
-    other.view(np.uint32)[:2] = [0x8000_0000, 0x7FC0_0001]
-    out = there_and_back(sent, {"w": other})
-    assert out["w"].tobytes() == other.tobytes() != sent["w"].tobytes()
+    for before, after in ((0x0000_0000, 0x8000_0000), (0x7FC0_0000, 0x7FC0_0001)):
+        sent = {"w": np.full(1000, before, dtype=np.uint32).view(np.float32)}
+        returned = {"w": sent["w"].copy()}
+        returned["w"].view(np.uint32)[500] = after
+        assert same(there_and_back(sent, returned), returned)
+        assert len(encode(sent, returned) or b"") < 200
 
 
 def test_integer_buffers_that_were_averaged_come_back_as_integers() -> None:
@@ -218,6 +220,18 @@ def test_any_change_of_the_bytes_is_read_or_refused(data: st.DataObject) -> None
     except SparseError:
         return
     assert {n: a.shape for n, a in decoded.items()} == {n: a.shape for n, a in SENT.items()}
+
+
+def test_reading_takes_a_small_multiple_of_the_bytes_that_arrived() -> None:
+    """Numbers of places as large as can be: nothing is unpacked that cannot fit."""
+    sent = {"w": np.zeros(1_000_000, np.float32)}
+    data = parts(**{"0_values": f32(1), "0_gaps": np.zeros(7_900_000, np.uint8)})
+    tracemalloc.start()
+    with pytest.raises(SparseError, match="do not fit"):
+        decode(sent, data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * len(data)
 
 
 def test_decoding_leaves_what_was_sent_alone() -> None:
