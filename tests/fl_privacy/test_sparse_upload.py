@@ -118,6 +118,20 @@ def test_exchanges_and_aggregates_are_equal_bit_for_bit(
     assert sparse.verify() == []
 
 
+def test_flowers_clipping_comes_before_the_encoding(run: Callable[..., Recording]) -> None:
+    """It clips what the defense left, in the client; only then is it encoded."""
+    clipping = (
+        "client-side-fixed-clipping(noise_multiplier=0, clipping_norm=1e-3, num_sampled_clients=3)"
+    )
+    changes = SMALL | {"client-defense": "top_k(share=0.05)", "dp-strategy": clipping}
+    recording = run(changes | {"client-encoding": "sparse"}, "clipped")
+    for entry in recording.entries():
+        sent, returned = recording.sent(entry), recording.returned(entry)
+        update = torch.cat([(returned[name] - sent[name]).flatten() for name in sent])
+        assert float(update.norm()) == pytest.approx(1e-3, rel=1e-2)
+        assert entry.payload == "sparse-update"
+
+
 def shown(recording: Recording) -> str:
     console = Console(width=120, record=True, quiet=False, file=None)
     with console.capture() as captured:
