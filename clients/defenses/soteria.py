@@ -50,7 +50,10 @@ class Soteria(Component):
     Batch norm in train mode mixes the samples: X is then the whole batch, to which exact
     scores take as many times longer as it has samples; ``scores='sketch'`` does not. The
     sketch of k probes is unbiased for ``||dr_i/dX||^2`` with relative variance 2/k, unless
-    ``shrink`` trades that for more of the exact mask.
+    ``shrink`` trades that for more of the exact mask; in ``bfloat16`` it is the sketch of the
+    network so rounded. Where slopes differ little from feature to feature, as in untrained
+    networks, the size ``|r_i|`` alone decides most of the mask, and a plain sketch of few
+    probes finds less of it than that: the benchmark prints both.
     """
 
     sampling: ClassVar[Literal["shuffle", "poisson"]] = "shuffle"
