@@ -78,12 +78,12 @@ def refuse_statistics(spec: str, buffers: Iterable[str]) -> None:
     Raises:
         ComponentError: there are ``buffers``, such as batch norm's running variances.
     """
-    names = list(buffers)
+    names = list(dict.fromkeys(name.rpartition(".")[0] or name for name in buffers))
     if spec.strip() and names:
         raise ComponentError(
-            f"dp-strategy {parse(spec)[0]} would clip and noise this model's buffers as if they "
-            f"were weights, and noisy variances become negative: {', '.join(names)}; choose a "
-            f"model without batch norm, such as one with GroupNorm"
+            f"dp-strategy {parse(spec)[0]} would clip and noise the statistics of "
+            f"{', '.join(names)} as if they were weights, and noisy variances become negative; "
+            f"choose a model without batch norm, such as one with GroupNorm"
         )
 
 

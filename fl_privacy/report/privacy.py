@@ -18,7 +18,8 @@ TEMPLATE = """\
 <h2>Differential privacy</h2>
 {% if clients %}
 <p>What DP-SGD guarantees each sample of a client, over all its participations so far (one sample
-added or removed). It bounds what anyone can learn from the updates, this server included.</p>
+added or removed). It bounds what anyone can learn from the updates, this server included, if they
+cannot repeat the noise: in a simulation it comes from the run's seed.</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Privacy spent">
 <table class="stack">
 <thead><tr><th scope="col">Client</th><th scope="col">Epsilon</th><th scope="col">Delta</th>
