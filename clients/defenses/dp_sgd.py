@@ -64,10 +64,6 @@ class DPSGD(Component):
         """The clipping alone."""
         return PerSampleClipping(max_norm=self.max_norm)
 
-    def without_noise(self) -> PerSampleClipping:
-        """The clipping is left."""
-        return PerSampleClipping(max_norm=self.max_norm)
-
     def defend_gradient(self, step: Step, *, generator: Generator) -> tuple[Tensors, Stats]:
         """The noisy mean gradient; an empty batch gives noise alone.
 

@@ -259,7 +259,13 @@ def local_training(training: LocalTraining, *, batch_norm: bool) -> str:
 
 def batches(rows: Sequence[Mapping[str, Any]], training: LocalTraining | None) -> str:
     """How many images are behind each attacked update."""
-    sizes = sorted({row["images"] // max(1, len(rounds_of(row))) for row in rows if row["images"]})
+    sizes = sorted(
+        {
+            row["images"] // len((row.get("rounds") or "1").split(","))
+            for row in rows
+            if row["images"]
+        }
+    )
     if not sizes:
         return "It is unknown how many images are behind each attacked update."
     span = count(sizes[0], "image") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} images"

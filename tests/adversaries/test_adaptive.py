@@ -111,8 +111,8 @@ def test_every_adaptation_is_an_adversary_of_the_same_budget_with_a_reason(
         ),
         (
             "soteria+gaussian_noise(scale=0.1)",
-            "without 1.weight and likelihood",
-            "likelihood(defended=True, layers='-1.weight', noise_scale=1.0)",
+            "without 1.weight and stronger image prior",
+            "gradient_similarity(layers='-1.weight', tv=0.02)",
         ),
     ],
 )

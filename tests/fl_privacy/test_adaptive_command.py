@@ -49,7 +49,7 @@ def test_adaptations_are_about_the_clients_that_defend_themselves(rounds: Path) 
         "likelihood",
         "stronger image prior",
         "early rounds",
-        "likelihood and early rounds",
+        "stronger image prior and early rounds",
     }
     for name, plan in plans.items():
         assert plan.nodes == ("5",)
