@@ -135,7 +135,7 @@ def test_a_wrong_setting_is_refused_with_those_that_exist(spec: str, message: st
 
 def test_a_model_with_statistics_is_refused() -> None:
     refuse_statistics("", ["bn.running_var"])
-    with pytest.raises(ComponentError, match="statistics of bn as if .* choose a model without"):
+    with pytest.raises(ComponentError, match=r"statistics of bn as if .* choose a model without"):
         refuse_statistics("server-side-fixed-clipping", ["bn.running_var"])
 
 
