@@ -240,7 +240,7 @@ def accuracies(probes: tuple[int, ...], seeds: int, epochs: int) -> None:
     )
     print(f"\nlenet512 on fashion-mini: {len(train)} images, {epochs} epochs, {seeds} seeds")
     sketch = [Soteria(layer=LAYER, scores="sketch", probes=number) for number in probes]
-    for defense in (None, Soteria(layer=LAYER), *sketch):
+    for defense in (None, *sketch, Soteria(layer=LAYER)):
         found = []
         for seed in range(seeds):
             model = lenet512(task)
