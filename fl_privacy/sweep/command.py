@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_privacy.printable import printable
+from fl_privacy.superlink import signals_raise
 from fl_privacy.sweep.grid import Sweep
 from fl_privacy.sweep.live import shown
 from fl_privacy.sweep.page import write_page
@@ -68,7 +69,7 @@ class Request:
 def execute(request: Request, tools: Tools, console: Console) -> tuple[Path, dict[str, str]]:
     """Check everything, do what is left, write the page; returns it and what failed.
 
-    An interruption leaves what is finished, and a page of that.
+    An interruption, SIGTERM too, leaves what is finished, and a page of that.
 
     Raises:
         SweepError, ComponentError, DatasetError, AnalysisError: refused before any work.
@@ -77,7 +78,7 @@ def execute(request: Request, tools: Tools, console: Console) -> tuple[Path, dic
     wanted = request.wanted(cells)
     console.print(estimate(wanted), highlight=False)
     preflight(pending(wanted), tools.device)
-    with locked(request.out):
+    with locked(request.out), signals_raise():
         try:
             with shown(wanted, console) as board:
                 failed = run_sweep(wanted, tools, board)
