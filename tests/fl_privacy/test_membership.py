@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from clients.accounting import epsilon_of
+from clients.defenses.gaussian_noise import GaussianNoise
 from clients.membership import discriminant
 from fl_privacy import membership_command as command
 from fl_privacy.cli import main
@@ -69,12 +70,17 @@ def test_the_audit_is_the_same_for_the_same_seed() -> None:
     assert other.threshold != first.threshold
 
 
-def test_a_broken_guarantee_is_an_error_that_says_so() -> None:
-    """Noise that is left out of the step, but not of the account."""
-    result = command.audit(SETTINGS, "dp_sgd(noise_multiplier=0.0)", trials=100)
-    claimed = result.model_copy(update={"epsilon": 0.5})
+def test_noise_that_is_weaker_than_its_account_is_found_and_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def weak(scale: float) -> GaussianNoise:
+        return GaussianNoise(scale=scale / 20)
+
+    monkeypatch.setattr("clients.defenses.dp_sgd.GaussianNoise", weak)
+    result = command.audit(SETTINGS, "dp_sgd(noise_multiplier=3.0)", trials=100)
+    assert result.violated
     with pytest.raises(command.GuaranteeBroken, match=r"a bug or a broken assumption was found"):
-        command.require_kept(claimed)
+        command.require_kept(result)
 
 
 @pytest.mark.parametrize(

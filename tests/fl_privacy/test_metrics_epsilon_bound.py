@@ -74,7 +74,11 @@ def test_the_threshold_is_chosen_on_trials_that_the_bound_does_not_use() -> None
     present, absent = rng.normal(size=(2, 1000))
     present[::2] += 100
     assert best_threshold(present[::2], absent[::2], delta=DELTA, confidence=0.999) > 5
-    assert epsilon_bound(present, absent, delta=DELTA).epsilon == 0
+    bound = epsilon_bound(present, absent, delta=DELTA)
+    assert bound.epsilon == 0
+    present[1::2] += 3
+    absent[1::2] -= 3
+    assert epsilon_bound(present, absent, delta=DELTA).threshold == bound.threshold
 
 
 def test_the_gaussian_mechanism_in_closed_form() -> None:
