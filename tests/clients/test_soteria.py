@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import grad, jacrev, vmap
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 from clients.defending import step_of
 from clients.defenses.soteria import Soteria, kept
@@ -134,7 +135,7 @@ def test_a_windowed_convolution_has_the_slopes_of_the_whole_one(
         box[:, top : top + tall, left : left + wide] = True
     slope = slope * boxes
     found = transposed(slope, weight, padding, dilation)
-    expected = torch.nn.grad.conv2d_input(inputs.shape, weight, slope, 1, padding, dilation)
+    expected = conv2d_input(inputs.shape, weight, slope, 1, padding, dilation)  # type: ignore[no-untyped-call]
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
