@@ -74,7 +74,8 @@ def infer_labels(
     One sample and one step: `single_label`, exact. More: `count_labels` on `mean_outputs`, for
     which the network with ``state`` (which ``same`` may name, see `reference`) is run on
     auxiliary data, or on noise without. Without any evidence the classes are taken in turn,
-    which is a guess.
+    which is a guess. A tensor that is zero everywhere, as a client leaves what it
+    withholds, is none.
 
     Not always exact for several samples (docs/reproduction.md): of clients with 2 of 10
     classes all counts of up to 8 images are right on untrained networks, and 94 % at 16 on
@@ -85,8 +86,10 @@ def infer_labels(
     """
     head = classifier(model, task)
     weight, bias = (f"{head}.{own}".lstrip(".") for own in ("weight", "bias"))
-    rows = gradient[weight].double() if weight in gradient else None
-    slopes = gradient[bias].double() if bias in gradient else None
+    rows, slopes = (
+        gradient[own].double() if own in gradient and gradient[own].any() else None
+        for own in (weight, bias)
+    )
     if head is None or (rows is None and slopes is None):
         return (torch.arange(images) % task.classes).sort().values
     if images == 1 and (slopes is not None or task.classes > 2):

@@ -106,6 +106,24 @@ def test_repeated_classes_of_a_batch_are_counted_on_an_untrained_network() -> No
     ]
 
 
+@pytest.mark.parametrize("images", [1, 6])
+@pytest.mark.parametrize("withheld", ["3.bias", "3.weight"])
+def test_what_a_client_withholds_is_read_as_if_it_were_not_there(
+    withheld: str, images: int
+) -> None:
+    """It comes back unchanged, so its gradient is zero: no evidence for any class."""
+    model, samples = toy_model(), toy_samples(images)
+    labels = torch.tensor([3]) if images == 1 else torch.tensor([0, 0, 0, 2, 2, 3])
+    gradient = gradient_of(model, samples.inputs, labels)
+    zeros = {**gradient, withheld: torch.zeros_like(gradient[withheld])}
+    absent = {n: g for n, g in gradient.items() if n != withheld}
+    state = dict(model.state_dict())
+    inferred = infer_labels(zeros, model, state, TASK, images)
+    assert torch.equal(inferred, infer_labels(absent, model, state, TASK, images))
+    if images == 1:
+        assert torch.equal(inferred, labels)
+
+
 def test_without_evidence_the_labels_are_a_guess() -> None:
     model = toy_model()
     assert infer_labels({}, model, {}, TASK, 6).tolist() == [0, 0, 1, 1, 2, 3]
