@@ -29,11 +29,12 @@ class RepresentationInference(Component):
     """Read the classes and their representations off the gradients of the dense layers.
 
     ``classes`` says which are present: those that `infer_labels` counts, or ``rows``, the
-    paper's own sign, those whose row of the last layer's weight gradient is long. What that
+    paper's own sign, those whose row of the last layer's weight gradient is long. After many
+    local steps counting names classes that are not there, and long rows miss some. What that
     layer sees of a class is proportional to minus its row, because the samples of a class
-    push their own row hardest. An element of that representation names a row of the layer before,
-    which is proportional to what that layer sees; it is turned so that it adds up to no less
-    than zero, as representations behind a ReLU do. So on down to the first dense layer.
+    push their own row hardest. An element of that representation names a row of the layer
+    before, which is proportional to what that one sees; it is turned so that it adds up to no
+    less than zero, as representations behind a ReLU do. So on down to the first dense layer.
 
     ``pick`` says which element names the row: the ``largest``; the ``loudest``, times the
     length of the row it names, since a row to which classes contribute with opposite signs
