@@ -17,6 +17,7 @@ from adversaries.adaptive_moves import (
     is_noise,
     moves_against,
     name_of,
+    spec_name,
     together,
 )
 from adversaries.defended import without_noise
@@ -73,9 +74,10 @@ def adaptations(
     moves += [inside(defenses, here), *always]
     moves += [together([*first, move]) for move in always if first and not move.hindrance]
     simulated = not cannot_simulate(defenses, here)
+    unread = pruned(defenses, here)
     made: dict[object, Adaptation | Skipped] = {}
     for move in moves:
-        one = applied(move, base, simulated=simulated)
+        one = applied(move, base, simulated=simulated, unread=unread)
         made.setdefault(one.identity if isinstance(one, Adaptation) else one.name, one)
     return list(made.values())
 
@@ -85,7 +87,7 @@ def inside(defenses: Sequence[Any], here: Situation) -> Move:
     return Move(
         "defense inside",
         "What is simulated passes through the same defense, less its noise, before it is matched "
-        "[Bal, section 4].",
+        "(Balunovic et al., ICLR 2022).",
         settings={"defended": True},
         hindrance=cannot_simulate(defenses, here),
     )
@@ -108,6 +110,18 @@ def cannot_simulate(defenses: Sequence[Any], here: Situation) -> str:
     return ""
 
 
+def pruned(defenses: Sequence[Any], here: Situation) -> str:
+    """The weight that Soteria prunes, off which the labels of several images are misread.
+
+    Empty for one image, whose label is exact all the same, and without a bias to count them by.
+    """
+    for soteria in (d for d in defenses if name_of(d) == "soteria"):
+        layer = soteria.layer or next(iter(here.dense), "")
+        if here.images > 1 and f"{layer}.bias" in dict(here.network.named_parameters()):
+            return f"{layer}.weight"
+    return ""
+
+
 def linked(here: Situation) -> Move:
     """All rounds of a client together."""
     return Move(
@@ -124,22 +138,25 @@ def early(here: Situation) -> Move:
     return Move(
         "early rounds",
         "A network that has learned little gives larger gradients, of which a defense hides less "
-        "[Bal, section 6; Gei, section 5].",
+        "(Balunovic et al., ICLR 2022: defenses fail early in training).",
         rounds=f"{first[0]}-{first[-1]}" if len(first) > 1 else str(first[0]),
         hindrance="" if len(here.rounds) > 1 else "only one round was attacked",
     )
 
 
-def applied(move: Move, base: Component, *, simulated: bool) -> Adaptation | Skipped:
+def applied(
+    move: Move, base: Component, *, simulated: bool, unread: str = ""
+) -> Adaptation | Skipped:
     """The base adversary after a move.
 
     A likelihood is that of noise around what the rest of the defense leaves: where that can be
-    ``simulated``, it is.
+    ``simulated``, it is. Whoever is told the defense leaves the parameters ``unread`` that spoil
+    labels.
     """
     if move.hindrance:
         return Skipped(move.name, move.hindrance)
     spec = component.spec_of("adversaries", base)
-    name = move.adversary or component.parse(spec)[0]
+    name = move.adversary or spec_name(base)
     held = settings_of(base) if not move.adversary else budget(base, name)
     wanted = dict(move.settings)
     if name == "likelihood" and simulated:
@@ -151,6 +168,9 @@ def applied(move: Move, base: Component, *, simulated: bool) -> Adaptation | Ski
     for setting in wanted:
         if setting not in fields:
             return Skipped(move.name, f"{name} has no setting {setting!r}")
+    told = bool(move.settings or move.without or move.adversary)
+    if told and unread and "unread" in fields:
+        wanted["unread"] = unread
     try:
         changed = component.create("adversaries", name, {**held, **wanted})
     except component.ComponentError as error:
@@ -158,7 +178,6 @@ def applied(move: Move, base: Component, *, simulated: bool) -> Adaptation | Ski
     adversary = component.spec_of("adversaries", changed)
     if adversary == spec and not move.threat_model and not move.rounds:
         return Skipped(move.name, "the plain attack is the same")
-    told = bool(move.settings or move.without or move.adversary)
     return Adaptation(move.name, move.reason, adversary, move.threat_model, move.rounds, told)
 
 
@@ -173,5 +192,7 @@ def budget(base: Component, name: str) -> dict[str, Any]:
     held = {k: v for k, v in base.model_dump().items() if k in BUDGET and k in fields}
     iterations = getattr(base, "iterations", None)
     if iterations is not None and "iterations" in fields:
-        held["iterations"] = iterations * getattr(base, "inner", 1)
+        inner = getattr(base, "inner", 1)
+        held |= {"inner": inner} if "inner" in fields else {}
+        held["iterations"] = iterations if "inner" in fields else iterations * inner
     return held

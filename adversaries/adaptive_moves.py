@@ -1,7 +1,8 @@
 """What an adversary changes against each defense that it knows: a table, one entry a defense.
 
-[Bal] Balunovic et al., "Bayesian Framework for Gradient Leakage", ICLR 2022; [Gei] Geiping et
-al., "Inverting Gradients", NeurIPS 2020.
+The reasons are read on pages of their own, so they name their papers: Balunovic et al.,
+"Bayesian Framework for Gradient Leakage", ICLR 2022, https://arxiv.org/abs/2111.04706; Geiping et
+al., "Inverting Gradients", NeurIPS 2020; Zhao et al., "iDLG", 2020.
 """
 
 from __future__ import annotations
@@ -52,14 +53,25 @@ class Known:
 def soteria(known: Known) -> list[Move]:
     """The pruned columns are zero for all to see, and one layer is not the whole gradient."""
     layer = known.defense.layer or next(iter(known.here.dense), "")
+    hindrance = "" if layer else "the network has no dense layer that sees one vector"
+    rest = Move(
+        f"without {layer}.weight",
+        f"Soteria changes the gradient of {layer}.weight alone, so the rest is matched (Balunovic "
+        f"et al., ICLR 2022).",
+        without=(f"{layer}.weight",),
+        hindrance=hindrance,
+    )
+    label = Move(
+        f"{rest.name}, label read",
+        f"{rest.reason} The label is read off the bias, which Soteria leaves, and not searched for "
+        f"(Zhao et al., iDLG).",
+        adversary="idlg",
+        without=rest.without,
+        hindrance=hindrance,
+    )
     return [
-        Move(
-            f"without {layer}.weight",
-            f"Soteria changes the gradient of {layer}.weight alone, so the rest is matched [Bal, "
-            f"section 5].",
-            without=(f"{layer}.weight",),
-            hindrance="" if layer else "the network has no dense layer that sees one vector",
-        ),
+        rest,
+        *([label] if spec_name(known.base) == "dlg" else []),
         surviving("Pruned columns are exactly zero, which shows the mask: the others are matched."),
     ]
 
@@ -95,7 +107,7 @@ def likelihood(distribution: str, scale: float | str) -> Move:
     return Move(
         "likelihood",
         f"Under {distribution} noise of known scale the most probable inputs are sought, so the "
-        f"prior weighs as much as the noise makes it [Bal, section 4].",
+        f"prior weighs as much as the noise makes it (Balunovic et al., ICLR 2022).",
         adversary="likelihood",
         settings={"noise": distribution, "noise_scale": scale} if known else {},
         hindrance="" if known else str(scale),
@@ -105,12 +117,14 @@ def likelihood(distribution: str, scale: float | str) -> Move:
 def noise_scale(scale: float, known: Known) -> float | str:
     """The scale of noise as it stands in an update in gradient units; or why it is unknown.
 
-    Noise of every local step adds up: its deviation grows with the root of their number.
+    Noise of every local step adds up: its deviation grows with the root of their number. That of
+    the clients behind an aggregate averages out.
     """
     training = known.here.training
     if training is None:
         return "the learning rate is unknown, so the noise cannot be put in units of a gradient"
     found = scale * math.sqrt(known.here.steps) if known.per_step else scale / training.lr
+    found *= known.here.averaged
     return float(f"{found:.6g}") or "there is no noise"
 
 
@@ -119,20 +133,19 @@ def prior(known: Known) -> Move:
     weight = getattr(known.base, "tv", None)
     return Move(
         "stronger image prior",
-        "Noise has no structure and pictures have, so total variation gets ten times the weight "
-        "[Gei, section 4; Bal, section 4].",
+        "Noise has no structure and pictures have, so total variation gets ten times the weight.",
         settings={"tv": 10 * weight if weight else 1e-2},
     )
 
 
 def clipping(known: Known) -> list[Move]:
     """Clipping hides a length; the direction stays."""
-    base, _ = component.parse(component.spec_of("adversaries", known.base))
+    base = spec_name(known.base)
     return [
         Move(
             "direction alone",
-            "Clipping scales a gradient and leaves its direction, so the cosine is matched [Gei, "
-            "section 4].",
+            "Clipping scales a gradient and leaves its direction, so the cosine is matched "
+            "(Geiping et al., NeurIPS 2020).",
             adversary="gradient_similarity",
             hindrance=f"{base} matches the direction alone as it is" if base in COSINE else "",
         )
@@ -156,8 +169,7 @@ def withheld(known: Known) -> list[Move]:
     return [
         Move(
             "without withheld layers",
-            "A withheld layer comes back unchanged, which is no gradient to match [Gei, section 4: "
-            "any part of a gradient will do].",
+            "A withheld layer comes back unchanged, which is no gradient to match: the rest is.",
             without=layers,
         )
     ]
@@ -222,6 +234,11 @@ def together(moves: Sequence[Move]) -> Move:
 def is_noise(defense: Any) -> bool:
     """Whether a defense adds noise to every entry."""
     return name_of(defense) in ("gaussian_noise", "laplace_noise")
+
+
+def spec_name(adversary: Any) -> str:
+    """The name an adversary is installed under."""
+    return component.parse(component.spec_of("adversaries", adversary))[0]
 
 
 def name_of(defense: Any) -> str:

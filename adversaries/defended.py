@@ -1,7 +1,7 @@
 """The client's defense inside the objective: what an adversary that is told of it simulates.
 
-Balunovic et al., "Bayesian Framework for Gradient Leakage", ICLR 2022, section 5: a defense
-is one more part of the map from inputs to what is observed, and is inverted with it.
+Balunovic et al., "Bayesian Framework for Gradient Leakage", ICLR 2022: a defense is one more
+part of the map from inputs to what is observed, and is inverted with it.
 """
 
 from __future__ import annotations

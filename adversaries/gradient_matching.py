@@ -95,6 +95,9 @@ class GradientMatching(Component):
     nonzero: Annotated[
         bool, Field(description="match only entries that are not zero, for sparse updates")
     ] = False
+    unread: Annotated[
+        str, Field(description="parameters, as in layers, that labels are not inferred from")
+    ] = ""
     defended: Annotated[
         bool, Field(description="simulate the defense too, which the threat model has to tell")
     ] = False
@@ -178,7 +181,9 @@ class GradientMatching(Component):
 
     def prepare(self, observation: Observation, model: torch.nn.Module) -> Target:
         """The chosen part of what was seen."""
-        target = prepare(observation, model, unrolled=self.local_steps == "unroll")
+        every = [name for name, _ in model.named_parameters()]
+        unread = select(model, self.unread, every) if self.unread else ()
+        target = prepare(observation, model, unrolled=self.local_steps == "unroll", unread=unread)
         if self.defended and self.local_steps == "ignore":
             check_one_step(observation)
         names = select(model, self.layers, list(target.observed[0]))

@@ -16,7 +16,7 @@ from fl_privacy.types import NonNegativeFloat, PositiveFloat, Tensors
 class Likelihood(GradientMatching):
     """Maximize ``log p(gradient | x) + log p(x)``, the noise on the gradient being known.
 
-    "Bayesian Framework for Gradient Leakage", section 4: Gaussian noise makes the first term
+    "Bayesian Framework for Gradient Leakage": Gaussian noise makes the first term
     the squared distance over ``2 noise_scale^2``, Laplacian noise the L1 distance over
     ``noise_scale``, added over all entries and linked rounds. The prior takes differences of
     neighbors for independent Laplacian ones (total variation, which the paper names beside

@@ -31,7 +31,7 @@ def squared_distance(simulated: Tensors, observed: Tensors) -> Tensor:
 def absolute_distance(simulated: Tensors, observed: Tensors) -> Tensor:
     """Sum of absolute differences over all tensors together; scalar.
 
-    Balunovic et al., ICLR 2022, section 4: what Laplacian noise calls for.
+    Balunovic et al., ICLR 2022: what Laplacian noise calls for.
     """
     return torch.stack([(simulated[n] - observed[n]).abs().sum() for n in observed]).sum()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,21 +24,25 @@ TOGETHER = 8
 class Situation:
     """The network, how clients train, and what was recorded of them.
 
-    ``images`` is the largest number of images behind a target, ``rounds`` are those attacked,
-    ``unlinkable`` says why one client's rounds cannot be attacked together, if they cannot.
+    ``images`` is the largest number of images behind a target, ``own`` that of one client
+    behind it; ``averaged`` is what averaging in an aggregate leaves of the deviation of its
+    clients' noise. ``rounds`` are those attacked, ``unlinkable`` says why one client's rounds
+    cannot be attacked together, if they cannot.
     """
 
     network: nn.Module
     task: Task
     training: LocalTraining | None
     images: int
+    own: int
     rounds: tuple[int, ...]
+    averaged: float = 1.0
     unlinkable: str = ""
 
     @property
     def steps(self) -> int:
-        """Local steps behind an update; one where the training is unknown."""
-        return self.training.steps(self.images) if self.training else 1
+        """Local steps of a client; one where the training is unknown."""
+        return self.training.steps(self.own) if self.training else 1
 
     @cached_property
     def dense(self) -> dict[str, int]:
@@ -51,12 +56,16 @@ def situation(targets: Sequence[Observation], linked: Sequence[Observation]) -> 
     """Look at the ``targets``, and at the same clients' rounds ``linked`` into one target each."""
     first = targets[0]
     training = first.local_training
+    exchanges = [e for o in targets for e in o.exchanges]
+    members = first.exchanges[0].members
     return Situation(
         network=skeleton(first.model(), training or LocalTraining()),
         task=first.task,
         training=training,
-        images=max(e.num_examples or 1 for o in targets for e in o.exchanges),
-        rounds=tuple(sorted({e.round for o in targets for e in o.exchanges})),
+        images=max(e.num_examples or 1 for e in exchanges),
+        own=max(n for e in exchanges for n in e.members or (e.num_examples or 1,)),
+        rounds=tuple(sorted({e.round for e in exchanges})),
+        averaged=math.hypot(*members) / sum(members) if any(members) else 1.0,
         unlinkable=unlinkable(linked, training),
     )
 

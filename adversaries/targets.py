@@ -128,10 +128,17 @@ def halfway(exchange: Exchange, seen: Iterable[str], steps: int) -> dict[str, Te
     return {**sent, **moved}
 
 
-def prepare(observation: Observation, model: nn.Module, *, unrolled: bool = True) -> Target:
+def prepare(
+    observation: Observation,
+    model: nn.Module,
+    *,
+    unrolled: bool = True,
+    unread: Collection[str] = (),
+) -> Target:
     """What was seen of a target, and its labels, which are inferred unless granted.
 
-    ``model`` is the `skeleton` of the observation's network.
+    ``model`` is the `skeleton` of the observation's network; labels are not inferred from the
+    parameters ``unread``.
 
     Raises:
         Unattackable: the target cannot be matched; the message says why.
@@ -148,7 +155,8 @@ def prepare(observation: Observation, model: nn.Module, *, unrolled: bool = True
     if labels is None:
         if not merged:
             units = [gradient_units(e, training, merged=taken) for e in rounds]
-        labels = inferred(observation, model, visible_mean(units, seen[0]), taken, sum(members))
+        mean = visible_mean(units, seen[0])
+        labels = inferred(observation, model, mean, taken, sum(members), unread)
         placed = False
     return Target(observation.key, seen, labels[: sum(members)], placed)
 
@@ -175,12 +183,18 @@ def visible_mean(gradients: Sequence[Tensors], seen: Iterable[str]) -> dict[str,
 
 
 def inferred(
-    observation: Observation, model: nn.Module, gradient: Tensors, taken: int, images: int
+    observation: Observation,
+    model: nn.Module,
+    gradient: Tensors,
+    taken: int,
+    images: int,
+    unread: Collection[str],
 ) -> Tensor:
-    """`infer_labels` of the mean ``gradient`` of ``taken`` local steps."""
+    """`infer_labels` of the mean ``gradient`` of ``taken`` local steps, without what is unread."""
     first = observation.exchanges[0]
     state = {**halfway(first, gradient, taken), **first.buffers}
     sent = first.global_digest if taken == 1 else None
+    read = {n: g for n, g in gradient.items() if n not in unread}
     return infer_labels(
-        gradient, model, state, observation.task, images, observation.auxiliary, same=sent
+        read, model, state, observation.task, images, observation.auxiliary, same=sent
     )

@@ -10,10 +10,12 @@ import torch
 
 from adversaries.adaptive import Adaptation, Skipped, adaptations
 from adversaries.adaptive_moves import MOVES
+from adversaries.local_steps import skeleton
 from adversaries.situation import Situation, situation
 from fl_privacy.component import BUILT_IN, Component, create, create_all
 from fl_privacy.testing import toy_observations
-from fl_privacy.types import LocalTraining, Observation, Stats, Tensors
+from fl_privacy.testing.toys import toy_step
+from fl_privacy.types import LocalTraining, Observation, Stats, Step, Tensors
 
 SPECS = {
     "dp_sgd": "dp_sgd(noise_multiplier=0.5, max_norm=2.0)",
@@ -172,6 +174,66 @@ def test_soteria_is_simulated_where_the_mask_cannot_be_seen_and_scoring_is_affor
     skipped = against("soteria", at=large)["defense inside"]
     assert isinstance(skipped, Skipped)
     assert "2304 features" in skipped.reason
+
+
+def test_dlg_reads_the_label_off_the_bias_that_soteria_leaves() -> None:
+    found = made(against("soteria(rate=0.4)", "dlg(iterations=4, inner=10)"))
+    one = create("adversaries", found["without 1.weight, label read"].adversary)
+    assert one == create("adversaries", "idlg(iterations=4, inner=10, layers='-1.weight')")
+    assert "without 1.weight, label read" not in against("soteria(rate=0.4)")
+
+
+def test_labels_of_several_images_are_not_read_off_what_soteria_pruned() -> None:
+    several = here(images=3, unlinkable="")
+    for name, one in made(against("soteria(layer='3')", at=several)).items():
+        told = "" if name == "rounds of one client" else "3.weight"
+        assert create("adversaries", one.adversary).unread == told
+    for one in made(against("soteria(layer='3')")).values():  # that of one image is exact
+        assert not create("adversaries", one.adversary).unread
+
+
+def test_labels_are_right_where_the_pruned_rows_mislead() -> None:
+    """The rows without their pruned columns miscount some batches; the untouched bias none."""
+    defense = "soteria(layer='3', rate=0.6)"
+    told = next(iter(made(against(defense, at=here(images=8))).values())).adversary
+    wrong = {told: 0, "gradient_similarity": 0}
+    for seed in range(20):
+        labels = torch.randint(4, (8,), generator=torch.Generator().manual_seed(seed))
+        seen = update_of(replace(toy_step(8), labels=labels), defense)
+        assert seen.local_training is not None
+        model = skeleton(seen.model(), seen.local_training)
+        for spec in wrong:
+            target = create("adversaries", spec).prepare(seen, model)
+            wrong[spec] += not torch.equal(target.labels, labels.sort().values)
+    assert wrong[told] == 0
+    assert wrong["gradient_similarity"] > 0
+
+
+def update_of(step: Step, spec: str) -> Observation:
+    """What the server sees of one step that a gradient defense has changed."""
+    (observation,) = toy_observations(1)[0]
+    (exchange,) = observation.exchanges
+    (defense,) = create_all("defenses", spec)
+    gradient, _ = defense.defend_gradient(step, generator=torch.Generator())
+    update = {n: -0.1 * g.detach() for n, g in gradient.items()}
+    changed = replace(exchange, num_examples=len(step.labels), update=update)
+    training = LocalTraining(lr=0.1, batch_size=len(step.labels))
+    return replace(observation, exchanges=(changed,), local_training=training)
+
+
+def test_noise_averages_out_in_an_aggregate_and_steps_are_those_of_a_client() -> None:
+    (observation,) = toy_observations(1)[0]
+    (exchange,) = observation.exchanges
+    training = LocalTraining(algorithm="fedavg", lr=0.1, epochs=1, batch_size=1)
+    together = replace(exchange, num_examples=7, members=(3, 4))
+    one = replace(observation, exchanges=(together,), local_training=training)
+    at = situation([one], [])
+    for defense, scale in (
+        ("gaussian_noise(scale=0.02)", 0.2),
+        ("each_step(defense='gaussian_noise(scale=0.02)')", 0.02 * math.sqrt(4)),
+    ):
+        found = create("adversaries", made(against(defense, at=at))["likelihood"].adversary)
+        assert math.isclose(found.noise_scale, scale * 5 / 7, rel_tol=1e-5)
 
 
 def test_a_foreign_defense_is_put_inside_the_objective() -> None:
