@@ -80,6 +80,7 @@ def chunks(observations: Sequence[Observation], width: int) -> Iterator[list[int
             *((e.global_digest, e.num_examples, e.members, e.flaw) for e in exchanges),
             observation.withheld,
             observation.local_training,
+            observation.defense,
         )
         groups.setdefault(signature, []).append(i)
     yield from sorted(

@@ -16,7 +16,7 @@ from adversaries import replay
 from adversaries.defended import defenses_of
 from adversaries.gradient_matching import GradientMatching
 from adversaries.local_steps import skeleton, steps
-from adversaries.matching import Chunk, make_batch
+from adversaries.matching import Chunk, chunks, make_batch
 from clients.defending import split_defenses, step_of
 from clients.training import descend
 from fl_privacy.component import Component, create, create_all
@@ -271,3 +271,11 @@ def test_a_replayed_step_with_a_defense_computes_the_same_bits(
     composed = answers()
     monkeypatch.setattr(replay, "WORTHWHILE", 1)
     assert torch.equal(answers(), composed)
+
+
+def test_targets_with_other_defenses_do_not_share_a_batch() -> None:
+    """The batch simulates the defense of its first target for all of them."""
+    one, other = toy_observations(2)[0]
+    told = replace(other, defense=create_all("defenses", "top_k(k=9)"))
+    assert list(chunks([one, other], 8)) == [[0, 1]]
+    assert list(chunks([one, told], 8)) == [[0], [1]]
