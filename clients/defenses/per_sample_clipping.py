@@ -22,7 +22,9 @@ from fl_privacy.types import PositiveFloat, Stats, Step, Tensors
 class PerSampleClipping(Component):
     """Scales each sample's gradient down to L2 norm ``max_norm`` over all parameters.
 
-    The result is the sum of the clipped gradients over ``Step.expected_batch_size``.
+    The result is the sum of the clipped gradients over ``Step.expected_batch_size``. One that
+    is not finite, or too long to be measured, becomes zero: otherwise a server could send
+    parameters that make a certain sample, and no other, spoil the whole sum.
     """
 
     sampling: ClassVar[Literal["shuffle", "poisson"]] = "shuffle"
@@ -32,7 +34,8 @@ class PerSampleClipping(Component):
     def defend_gradient(self, step: Step, *, generator: Generator) -> tuple[Tensors, Stats]:
         """The averaged clipped gradient; ``clipped_share`` and ``mean_norm`` of the samples.
 
-        Draws nothing. Twice differentiable where no norm equals ``max_norm``.
+        Gradients that became zero count as clipped, with norm 0. Draws nothing. Twice
+        differentiable where no norm equals ``max_norm``.
 
         Raises:
             ValueError: the model has batch norm in train mode.
@@ -41,21 +44,30 @@ class PerSampleClipping(Component):
         norms = torch.stack([value.flatten(1).square().sum(1) for value in gradients.values()]).sum(
             0
         )
-        norms = norms.clamp_min(torch.finfo(norms.dtype).tiny).sqrt()
+        finite = norms.isfinite()
+        norms = norms.where(finite, 0).clamp_min(torch.finfo(norms.dtype).tiny).sqrt()
         factors = (self.max_norm / norms).clamp(max=1.0)
         clipped = {
-            name: torch.einsum("n,n...->...", factors, value) / step.expected_batch_size
+            name: torch.einsum("n,n...->...", factors, _kept(value, finite))
+            / step.expected_batch_size
             for name, value in gradients.items()
         }
         samples, found = max(len(step.labels), 1), norms.detach()
         return clipped, {
-            "clipped_share": (found > self.max_norm).to(norms).sum() / samples,
+            "clipped_share": (~finite | (found > self.max_norm)).to(norms).sum() / samples,
             "mean_norm": found.sum() / samples,
         }
 
 
+def _kept(values: Tensor, samples: Tensor) -> Tensor:
+    """``values [n, ...]`` with zeros, whatever stood there, for all but the chosen samples."""
+    return torch.where(samples.view(-1, *(1,) * (values.ndim - 1)), values, 0)
+
+
 def per_sample_gradients(step: Step) -> dict[str, Tensor]:
     """The gradient of each sample's loss, ``[n, *parameter.shape]`` a parameter; n may be 0.
+
+    Dropout in train mode draws for each sample by itself, from PyTorch's global state.
 
     Raises:
         ValueError: the model has batch norm in train mode, where a sample's gradient depends
@@ -76,7 +88,7 @@ def per_sample_gradients(step: Step) -> dict[str, Tensor]:
         outputs = functional_call(step.model, state, (sample.unsqueeze(0),))
         return step.loss(outputs, label.unsqueeze(0)).sum()
 
-    gradients: dict[str, Tensor] = vmap(grad(loss), in_dims=(None, 0, 0))(
+    gradients: dict[str, Tensor] = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")(
         dict(step.parameters), step.inputs, step.labels
     )
     return gradients

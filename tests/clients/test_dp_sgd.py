@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from clients.accounting import AccountingError, epsilon_of, noise_for, participations_within
 from clients.defending import per_sample_loss, step_of
 from clients.defenses.dp_sgd import DPSGD
+from clients.defenses.per_sample_clipping import PerSampleClipping, per_sample_gradients
 from clients.private_training import planned, steps_of
 from clients.training import local_train
 from fl_privacy.component import create, spec_of
@@ -141,6 +142,35 @@ def test_statistics_of_the_data_that_move_with_it_are_refused() -> None:
     of = step_of(model, TASK, samples(), expected_batch_size=6)
     with pytest.raises(RuntimeError):
         DPSGD().defend_gradient(of, generator=seeded())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e25])
+def test_a_gradient_that_is_not_finite_is_left_out(bad: float) -> None:
+    """Else a server learns from one NaN whether the sample that overflows is there."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    of, defense = (
+        step_of(model, TASK, samples(), expected_batch_size=6),
+        PerSampleClipping(max_norm=1.0),
+    )
+    spoiled = replace(of, inputs=of.inputs.clone())
+    spoiled.inputs[2] = bad
+    found, stats = defense.defend_gradient(spoiled, generator=seeded())
+    others = torch.tensor([0, 1, 3, 4, 5])
+    without = replace(of, inputs=of.inputs[others], labels=of.labels[others])
+    expected, _ = defense.defend_gradient(without, generator=seeded())
+    torch.testing.assert_close(found, expected)
+    assert all(math.isfinite(float(value)) for value in stats.values())
+
+
+def test_dropout_is_drawn_for_each_sample_by_itself() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 1000, bias=False))
+    same = Samples(torch.ones(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        gradients = per_sample_gradients(step_of(model, TASK, same, expected_batch_size=2))
+    dropped = (gradients["2.weight"] == 0).all(1)
+    assert 40 < int(dropped.sum()) < 90
+    assert not torch.equal(dropped[0], dropped[1])
 
 
 def test_the_settings_are_written_and_read() -> None:
