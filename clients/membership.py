@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from clients.defending import defend_update, step_of
 from clients.defenses.per_sample_clipping import per_sample_gradients
-from clients.training import descend, draw_batches, set_mode, take
+from clients.training import descend, draw_batches, private_dropout, set_mode, take
 from fl_privacy.protocols import GradientDefense, UpdateDefense
 from fl_privacy.seeding import generator
 from fl_privacy.types import LocalTraining, Samples, Task
+
+CPU = torch.device("cpu")
 
 CANARY = 0
 """Index of the canary among the samples."""
@@ -72,7 +74,8 @@ class MembershipTest:
         alone = rate == 1.0 or entries > LARGEST
         used = take(self.samples, torch.tensor([CANARY])) if alone else self.samples
         step = step_of(self.model, self.task, used, expected_batch_size=1)
-        gradients = per_sample_gradients(step)
+        with private_dropout(generator(self.seed, "membership", "direction"), CPU):
+            gradients = per_sample_gradients(step)
         rows = torch.cat([value.flatten(1) for value in gradients.values()], 1).double()
         rows *= (self.max_norm / rows.norm(dim=1, keepdim=True)).clamp(max=1.0)
         best = discriminant(rows[CANARY], rows[CANARY + 1 :], rate=rate, noise=self.noise)
@@ -114,7 +117,8 @@ class MembershipTest:
             )
             for indices in kept
         )
-        descend(self.model, steps, self.training, self.gradient_defense, defense_draws)
+        with private_dropout(generator(*parts, "dropout"), CPU):
+            descend(self.model, steps, self.training, self.gradient_defense, defense_draws)
         state, _ = defend_update(
             self.sent,
             {name: value.detach().clone() for name, value in self.model.state_dict().items()},

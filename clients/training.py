@@ -70,7 +70,7 @@ def local_train(
         nominal = training.batch_size if sampling == "poisson" else len(indices)
         return step_of(model, task, batch, expected_batch_size=nominal, device=device)
 
-    with _private_dropout(generator, device):
+    with private_dropout(generator, device):
         steps = (step_on(number, indices) for number, indices in enumerate(batches))
         loss, stats = descend(model, steps, training, gradient_defense, defense_generator)
     state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -142,7 +142,7 @@ def _num_examples(n: int, training: LocalTraining, batches: Sequence[Tensor], sa
 
 
 @contextmanager
-def _private_dropout(generator: Generator, device: torch.device) -> Iterator[None]:
+def private_dropout(generator: Generator, device: torch.device) -> Iterator[None]:
     """Dropout draws from a seed of ``generator``; the global state comes back afterwards."""
     seed = int(torch.randint(2**62, (), generator=generator))
     on_cuda = device.type == "cuda"

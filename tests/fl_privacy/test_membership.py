@@ -32,6 +32,14 @@ def test_with_noise_the_bound_is_something_and_below_the_guarantee() -> None:
     command.require_kept(result)
 
 
+def test_dropout_is_drawn_from_the_seed_and_leaves_the_global_state_alone() -> None:
+    settings = RunSettings(dataset="fashion-mini", model="das-fashionnet", batch_size=2)
+    before = torch.random.get_rng_state()
+    first, again = (command.audit(settings, NOISY, trials=4) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert (first.threshold, first.bound) == (again.threshold, again.bound)
+
+
 def test_sampling_and_rounds_are_accounted_and_the_bound_stays_below() -> None:
     result = command.audit(SETTINGS, NOISY, trials=60, samples=8, rounds=3)
     steps = NoisySteps(noise_multiplier=0.5, sample_rate=0.5, count=3)
