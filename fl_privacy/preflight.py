@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from logging import getLogger
 from typing import cast
 
 import torch
@@ -14,7 +15,7 @@ from clients.private_training import rehearsed_privacy
 from clients.round_trip import refuse_proximal_term
 from clients.training import draw_batches, local_train
 from fl_privacy.component import ComponentError, create, create_all
-from fl_privacy.protocols import Dataset, Model, Partition
+from fl_privacy.protocols import Costly, Dataset, Model, Partition
 from fl_privacy.recording_opening import check_same
 from fl_privacy.recording_store import open_store
 from fl_privacy.run_folder import RunFolder
@@ -102,6 +103,10 @@ def rehearse(settings: RunSettings, model: Model, dataset: Dataset, own: Tensor)
         network = model.build(dataset.task(), seed=settings.seed)
         refuse_statistics(settings.dp_strategy, (name for name, _ in network.named_buffers()))
         gradient_defense = rehearsed_privacy(gradient_defense, settings, len(own))
+        if isinstance(gradient_defense, Costly):
+            if warning := gradient_defense.warning(network, training):
+                getLogger("flwr").warning("%s", warning)
+            gradient_defense = gradient_defense.rehearsal()
         sent = {name: value.clone() for name, value in network.state_dict().items()}
         returned = local_train(
             network,

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from fl_privacy.types import (
     Failure,
     LayerScores,
+    LocalTraining,
     Observation,
     Result,
     Samples,
@@ -131,6 +132,17 @@ class Noisy(Protocol):
     """
 
     def without_noise(self) -> GradientDefense | UpdateDefense | None: ...
+
+
+@runtime_checkable
+class Costly(Protocol):
+    """A gradient defense that may take much longer than the step it defends."""
+
+    def rehearsal(self) -> GradientDefense:
+        """The cheapest that fails where the defense would fail."""
+
+    def warning(self, model: nn.Module, training: LocalTraining) -> str:
+        """What a run should be told of the price before it starts; empty: nothing."""
 
 
 @runtime_checkable

@@ -6,12 +6,12 @@ Learning from Representation Perspective, CVPR 2021, https://arxiv.org/abs/2012.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from clients.defenses.per_sample_clipping import batch_norm_in_train_mode
 from clients.defenses.soteria_layer import DenseLayer, features_of, find_layer, masked_gradient
@@ -23,7 +23,8 @@ from clients.defenses.soteria_scores import (
     sketched_norms,
 )
 from fl_privacy.component import Component
-from fl_privacy.types import PositiveInt, Stats, Step, Tensors
+from fl_privacy.protocols import GradientDefense
+from fl_privacy.types import LocalTraining, PositiveInt, Stats, Step, Tensors
 
 DUAL: dict[int | str, float] = {2: 2.0, 1: float("inf"), "inf": 1.0}
 """q with 1/p + 1/q = 1, for each p."""
@@ -95,6 +96,21 @@ class Soteria(Component):
         """With exact scores: those of the sketch are noisy."""
         return self.model_copy(update={"scores": "exact", "shrink": False, "precision": "full"})
 
+    def rehearsal(self) -> GradientDefense:
+        """With exact scores the slope of one feature alone, as all take long; else the same."""
+        return Rehearsed(self) if self.scores == "exact" else self
+
+    def warning(self, model: nn.Module, training: LocalTraining) -> str:
+        """That exact scores mix with batch norm to a price that few will want to pay."""
+        mixing = training.batch_norm == "train" and batch_norm_in_train_mode(model)
+        if self.scores != "exact" or training.batch_size == 1 or not mixing:
+            return ""
+        return (
+            f"soteria: exact scores take {training.batch_size} times as long as without batch norm "
+            f"in train mode ({', '.join(mixing)}), which mixes the {training.batch_size} samples "
+            f"of a step; scores='sketch' or batch-norm = \"eval\" avoids that"
+        )
+
     def defend_gradient(self, step: Step, *, generator: Generator) -> tuple[Tensors, Stats]:
         """The mean gradient with pruned columns in the weight of the layer.
 
@@ -147,6 +163,22 @@ class Soteria(Component):
             features, inputs, probes=self.probes, generator=generator, mixing=mixing, lanes=lanes
         )
         return found.to(step.inputs.dtype)
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What shows whether ``defense`` with exact scores works on a model; prunes nothing."""
+
+    sampling: ClassVar[Literal["shuffle", "poisson"]] = "shuffle"
+    defense: Soteria
+
+    def defend_gradient(self, step: Step, *, generator: Generator) -> tuple[Tensors, Stats]:
+        """The mean gradient; on the way, the slope of one feature of the layer."""
+        layer = find_layer(step, self.defense.layer)
+        features, inputs = features_of(step, layer), step.inputs.detach()[:2]
+        exact_norms(lambda x: features(x).sum(1, keepdim=True), inputs, mixing=True)
+        keep = step.inputs.new_ones((len(step.inputs), layer.module.in_features), dtype=torch.bool)
+        return masked_gradient(step, layer, keep)[0], {}
 
 
 def in_bfloat16(step: Step) -> Step:

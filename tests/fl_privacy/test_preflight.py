@@ -1,10 +1,16 @@
 """What a simulation refuses before it starts Flower."""
 
+from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from clients.defenses import soteria
+from clients.defenses.soteria_layer import Features
+from clients.defenses.soteria_scores import exact_norms
 from fl_privacy.component import ComponentError
 from fl_privacy.datasets.arrays import DatasetError
 from fl_privacy.datasets.digits import Digits
@@ -74,3 +80,33 @@ def test_a_rehearsal_leaves_no_trace(tmp_path: Path) -> None:
     prepare(told, 2, RunFolder(tmp_path / "run"))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "warned"),
+    [({}, True), ({"batch_norm": "eval"}, False), ({"batch_size": 1}, False)],
+)
+def test_exact_soteria_is_rehearsed_on_one_feature_and_its_price_is_told(
+    changed: dict[str, Scalar],
+    warned: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scored: list[int] = []
+
+    def counting(features: Features, inputs: Tensor, **settings: Any) -> Tensor:
+        found = exact_norms(features, inputs, **settings)
+        scored.append(found.shape[1])
+        return found
+
+    monkeypatch.setattr(soteria, "exact_norms", counting)
+    monkeypatch.setattr(getLogger("flwr"), "propagate", True)
+    told = {"model": "convnet64", "dataset": "fashion-mini", "batch_size": 2, **changed}
+    prepare(settings(**told, client_defense="soteria"), 2, RunFolder(tmp_path / "run"))
+    assert scored == [1]
+    said = "exact scores take 2 times as long" in caplog.text and "scores='sketch'" in caplog.text
+    assert said == warned
+    with pytest.raises(ComponentError, match="got 'fc9'; layers that do: classifier"):
+        lost = settings(**told, client_defense="soteria(layer='fc9')")
+        prepare(lost, 2, RunFolder(tmp_path / "run"))
