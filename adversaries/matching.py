@@ -80,7 +80,7 @@ def chunks(observations: Sequence[Observation], width: int) -> Iterator[list[int
             *((e.global_digest, e.num_examples, e.members, e.flaw) for e in exchanges),
             observation.withheld,
             observation.local_training,
-            observation.defense,
+            tuple(map(id, observation.defense or ())),  # a foreign one may have no hash
         )
         groups.setdefault(signature, []).append(i)
     yield from sorted(

@@ -10,7 +10,7 @@ from adversaries.adaptive import Adaptation, Skipped, adaptations
 from adversaries.situation import situation
 from fl_privacy import component
 from fl_privacy.analysis import of_nodes
-from fl_privacy.component import Component
+from fl_privacy.component import Component, ComponentError
 from fl_privacy.plan import AnalysisError, Plan
 from fl_privacy.recording import Recording
 from fl_privacy.result_rows import members_of
@@ -63,6 +63,11 @@ def adapt(
     groups, unclear = groups_of(targets, vault, plan.threat_model.defense)
     found = Adaptive([(PLAIN, plan)], unclear)
     for spec, nodes in groups.items():
+        try:
+            defenses = component.create_all("defenses", spec)
+        except ComponentError as error:
+            found.skipped.append((f"adapting to {spec}", str(error)))
+            continue
         here = situation(
             [o for o in targets if behind(o) <= nodes], [o for o in linked if behind(o) <= nodes]
         )
@@ -71,7 +76,7 @@ def adapt(
                 here, unlinkable=f"the plan's unit of attack is {plan.threat_model.unit}"
             )
         told = plan.threat_model.model_copy(update={"defense": spec})
-        for one in adaptations(component.create_all("defenses", spec), base, here):
+        for one in adaptations(defenses, base, here):
             name = one.name if len(groups) == 1 else f"{one.name} ({spec})"
             if isinstance(one, Skipped):
                 found.skipped.append((name, one.reason))
@@ -98,7 +103,11 @@ def groups_of(
             said.setdefault(node, set()).update(found)
     specs = sorted({spec for own in said.values() for spec in own} - {""})
     alike = {spec: frozenset(node for node, own in said.items() if own == {spec}) for spec in specs}
-    groups = {spec: nodes for spec, nodes in alike.items() if nodes}
+    groups = {
+        spec: nodes
+        for spec, nodes in alike.items()
+        if any(behind(target) <= nodes for target in targets)
+    }
     if told:
         same = [nodes for spec, nodes in groups.items() if canonical(spec) == canonical(told)]
         return {told: frozenset().union(*(same or [behind(target) for target in targets]))}, []
@@ -108,7 +117,8 @@ def groups_of(
             'it: set defense = "DEFENSE" in the file of --threat-model, such as '
             '"gaussian_noise(scale=0.1)"'
         )
-    mixed = [f"node {node}" for node, own in said.items() if len(own) > 1]
+    alone = {node for nodes in groups.values() for node in nodes}
+    mixed = [f"node {node}" for node in sorted(said) if said[node] != {""} and node not in alone]
     unclear = [
         (name, "its updates, or those of its aggregate, differ in defense") for name in mixed
     ]
@@ -123,8 +133,12 @@ def behind(target: Observation) -> frozenset[str]:
 
 
 def canonical(spec: str) -> tuple[str, ...]:
-    """The parts of a defense, each without what is the default."""
-    return tuple(component.spec_of("defenses", d) for d in component.create_all("defenses", spec))
+    """The parts of a defense, each without what is the default; one not installed as it is."""
+    try:
+        parts = component.create_all("defenses", spec)
+    except ComponentError:
+        return (spec,)
+    return tuple(component.spec_of("defenses", part) for part in parts)
 
 
 def adapted(plan: Plan, one: Adaptation, told: ThreatModel, nodes: Sequence[str]) -> Plan:

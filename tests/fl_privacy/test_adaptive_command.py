@@ -102,6 +102,32 @@ def test_a_client_that_changes_its_defense_is_left_out_in_words(rounds: Path) ->
     assert found.skipped[0][0] == "node 5"
 
 
+def test_a_client_of_no_aggregate_that_defends_alike_is_left_out_in_words(
+    tmp_path: Path, record: Record
+) -> None:
+    """Client 4 defends itself in all it took part in, but its aggregate holds a client that does
+    not in the next one: no target is left whose clients all have one defense."""
+    run = record(tmp_path, [(1, "4"), (1, "5"), (2, "5"), (2, "6")])
+    vault = TruthVault(run / "truth")
+    vault.write_defense(attempt=1, round=1, node="4", spec=NOISE, stats={})
+    found = adapt(run, told(BASE, unit="aggregate"), model=toy_model)
+    assert [name for name, _ in found.plans] == [PLAIN]
+    assert [name for name, _ in found.skipped] == ["node 4", "node 5", "node 6"]
+
+
+def test_a_defense_that_is_not_installed_leaves_the_others_to_be_adapted_to(rounds: Path) -> None:
+    vault = TruthVault(rounds / "truth")
+    for number in (1, 2):
+        vault.write_defense(attempt=1, round=number, node="4", spec="theirs(x=1)", stats={})
+    found = adapt(rounds, BASE, model=toy_model)
+    assert f"likelihood ({NOISE})" in dict(found.plans)
+    (why,) = [why for name, why in found.skipped if name == "adapting to theirs(x=1)"]
+    assert "theirs" in why
+    assert "gaussian_noise" in why
+    about = dict(adaptive_plans(rounds, told(BASE, defense=NOISE), model=toy_model))
+    assert about["likelihood"].nodes == ("5",)
+
+
 def test_rounds_are_linked_where_they_hold_the_same_images(rounds: Path) -> None:
     manifest = rounds / "recording" / "manifest.json"
     fields = json.loads(manifest.read_text())
