@@ -8,6 +8,7 @@ from typing import Any
 from clients.accounting import AccountingError, epsilon_of, noise_for, participations_within
 from clients.defenses.dp_sgd import DPSGD
 from clients.privacy_ledger import charge
+from clients.training import require_batch
 from fl_privacy.component import ComponentError, parse
 from fl_privacy.privacy_spent import NoisySteps, PrivacySpent
 from fl_privacy.settings import RunSettings
@@ -40,7 +41,12 @@ def planned(
 
 
 def steps_of(training: LocalTraining, samples: int, *, noise: float) -> NoisySteps:
-    """The noisy steps of one participation with ``samples`` samples, as `draw_batches` takes."""
+    """The noisy steps of one participation with ``samples`` samples, as `draw_batches` takes.
+
+    Raises:
+        ValueError: no samples, or no whole batch of them.
+    """
+    require_batch(samples, training)
     return NoisySteps(
         noise_multiplier=noise,
         sample_rate=min(1.0, training.batch_size / samples),

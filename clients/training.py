@@ -113,11 +113,7 @@ def draw_batches(
     Raises:
         ValueError: no samples, or ``drop_last`` leaves no batch.
     """
-    if n == 0 or training.steps(n) == 0:
-        raise ValueError(
-            f"no batch to train on: {n} samples, batch_size {training.batch_size}, "
-            f"drop_last {training.drop_last}; give the client more data or lower batch_size"
-        )
+    require_batch(n, training)
     if sampling == "poisson":
         rate = training.batch_size / n
         for _ in range(training.steps(n)):
@@ -132,6 +128,19 @@ def draw_batches(
         elif training.drop_last and n % training.batch_size:
             batches = batches[:-1]
         yield from batches
+
+
+def require_batch(n: int, training: LocalTraining) -> None:
+    """Refuse local training without a batch.
+
+    Raises:
+        ValueError: no samples, or ``drop_last`` leaves no batch.
+    """
+    if n == 0 or training.steps(n) == 0:
+        raise ValueError(
+            f"no batch to train on: {n} samples, batch_size {training.batch_size}, "
+            f"drop_last {training.drop_last}; give the client more data or lower batch_size"
+        )
 
 
 def _num_examples(n: int, training: LocalTraining, batches: Sequence[Tensor], sampling: str) -> int:

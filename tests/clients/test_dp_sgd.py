@@ -217,6 +217,13 @@ def test_noise_for_a_target_meets_it_and_little_more(accountant: str) -> None:
     assert 2.9 < spent <= 3.0
 
 
+@pytest.mark.parametrize(("n", "told"), [(0, "0 samples"), (5, "5 samples, batch_size 8")])
+def test_a_client_without_a_batch_is_told_so_before_anything_is_charged(n: int, told: str) -> None:
+    training = LocalTraining(algorithm="fedavg", batch_size=8, drop_last=True, lr=0.1)
+    with pytest.raises(ValueError, match=f"no batch to train on: {told}"):
+        planned(DPSGD(epsilon=8.0), training, samples=n, rounds=1)
+
+
 def test_the_client_chooses_noise_with_which_all_rounds_fit_exactly() -> None:
     training = LocalTraining(algorithm="fedavg", batch_size=4, epochs=2)
     made = planned(DPSGD(epsilon=2.0), training, samples=40, rounds=10)
