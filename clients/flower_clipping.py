@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from flwr.app import Context, Message
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 
+from clients.mods import Next
 from fl_privacy.component import parse
-
-Next = Callable[[Message, Context], Message]
 
 MODS = {
     "client-side-fixed-clipping": fixedclipping_mod,

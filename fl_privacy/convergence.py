@@ -2,7 +2,7 @@
 
 Li et al.: On the Convergence of FedAvg on Non-IID Data, ICLR 2020,
 https://arxiv.org/abs/1907.02189, theorem 2 (``K`` devices a round), which Sun et al.: Soteria,
-CVPR 2021, https://arxiv.org/abs/2012.06043, section 5.3, extend to pruned gradients (r).
+CVPR 2021, https://arxiv.org/abs/2012.06043, extend to pruned gradients (r).
 
 **What the extension leaves out.** Pruning adds ``eps * Lambda_s``, a bound on the squared
 distance of a pruned gradient from the plain one (`pruning_error`), to the variances and to

@@ -1,7 +1,7 @@
 """Gaussian noise on the update, as in the baselines of gradient-inversion papers.
 
 Zhu, Liu, Han: Deep Leakage from Gradients, NeurIPS 2019, section 5.1,
-https://arxiv.org/abs/1906.08935. "DP-Gaussian" of Sun et al. (Soteria), CVPR 2021, section 6,
+https://arxiv.org/abs/1906.08935. "DP-Gaussian" of Sun et al. (Soteria), CVPR 2021,
 https://arxiv.org/abs/2012.06043. No clipping, hence no differential-privacy guarantee.
 """
 

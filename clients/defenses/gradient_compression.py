@@ -2,7 +2,7 @@
 
 Lin et al.: Deep Gradient Compression, ICLR 2018, https://arxiv.org/abs/1712.01887; as a defense
 in Zhu, Liu, Han: Deep Leakage from Gradients, NeurIPS 2019, section 5.2,
-https://arxiv.org/abs/1906.08935, and in Sun et al. (Soteria), CVPR 2021, section 6,
+https://arxiv.org/abs/1906.08935, and in Sun et al. (Soteria), CVPR 2021,
 https://arxiv.org/abs/2012.06043. Nothing is carried over to the next round (Lin et al. accumulate
 what was left out): a defense has no memory.
 """

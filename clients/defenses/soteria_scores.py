@@ -1,6 +1,6 @@
 """What it costs to move a feature to zero: the scores by which Soteria prunes.
 
-Sun et al.: Soteria, CVPR 2021, https://arxiv.org/abs/2012.06043, section 4, algorithm 1.
+Sun et al.: Soteria, CVPR 2021, https://arxiv.org/abs/2012.06043, algorithm 1.
 Pruning feature ``r_i`` asks of an adversary who matches the pruned features an input
 ``X + dX`` with ``r_i(X + dX) = 0``. To first order the shortest one has
 ``||dX||_p = |r_i| / ||dr_i/dX||_q`` with ``1/p + 1/q = 1`` (Hoelder's inequality, which is
@@ -34,7 +34,8 @@ def batch_costs(features: Tensor, norms: Tensor) -> Tensor:
 
     This is how the authors' code adds up: the ratios of slope to feature over the samples in
     which it is active (dead ones add 0), and the smallest sums are pruned. That code adds 0.1
-    to the feature in the attack on ConvNet; we do not.
+    to the feature in the attack on ConvNet and leaves it its sign, so that a batch's ratios may
+    cancel; we do neither. Behind ReLU or sigmoid there is no sign.
     """
     ratios = torch.where(features == 0, 0, norms / features.abs())
     return 1 / ratios.sum(0, keepdim=True)

@@ -1,6 +1,6 @@
 """Clipping of the whole update: what bounds one client's influence in a round.
 
-McMahan et al.: Learning Differentially Private Recurrent Language Models, ICLR 2018, section 2,
+McMahan et al.: Learning Differentially Private Recurrent Language Models, ICLR 2018,
 https://arxiv.org/abs/1710.06963 ("flat clipping"). Without noise it gives no guarantee, and
 gradient inversion that looks at directions alone does not notice it.
 """

@@ -1,8 +1,8 @@
 """An empirical lower bound on epsilon, from how well a membership test tells two worlds apart.
 
 Jagielski, Ullman, Oprea: Auditing Differentially Private Machine Learning, NeurIPS 2020,
-https://arxiv.org/abs/2006.07709, section 4.1; Nasr et al.: Adversary Instantiation, S&P 2021,
-https://arxiv.org/abs/2101.04535, section III. Also here: the exact epsilon of the Gaussian
+https://arxiv.org/abs/2006.07709; Nasr et al.: Adversary Instantiation, S&P 2021,
+https://arxiv.org/abs/2101.04535. Also here: the exact epsilon of the Gaussian
 mechanism (Balle, Wang, ICML 2018, https://arxiv.org/abs/1805.06530, theorem 8).
 """
 
