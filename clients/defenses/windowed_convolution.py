@@ -37,22 +37,34 @@ class CheapSlopes(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is torch.conv2d and len(args) == 7 and _fits(*args[1:]):
+        if func is torch.conv2d and len(args) == 7 and not kwargs and _fits(*args):
             x, weight, bias, _, padding, dilation, _ = args
-            return _Convolution.apply(x, weight, bias, tuple(padding), tuple(dilation))
+            return _Convolution.apply(x, weight, bias, _pair(padding), _pair(dilation))
         if func is F.batch_norm:
             return _batch_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
 def _fits(
-    weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
 ) -> bool:
     """Whether the transposed convolution is a convolution: stride 1, one group, not over-padded."""
-    if groups != 1 or tuple(stride) != (1, 1) or isinstance(padding, str):
+    if x.ndim != 4 or groups != 1 or _pair(stride) != (1, 1) or isinstance(padding, str):
         return False
-    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    return all(p <= r for p, r in zip(padding, reach, strict=True))
+    reach = [d * (k - 1) for d, k in zip(_pair(dilation), weight.shape[2:], strict=True)]
+    return all(p <= r for p, r in zip(_pair(padding), reach, strict=True))
+
+
+def _pair(setting: Any) -> tuple[int, int]:
+    """A setting for both axes: one number for both, or one for each or for both in a sequence."""
+    rows, columns = (setting, setting) if isinstance(setting, int) else (setting[0], setting[-1])
+    return rows, columns
 
 
 def _batch_norm(
