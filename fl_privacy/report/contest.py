@@ -7,16 +7,14 @@ one for each target.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from fl_privacy.report.analyses import Analysis
-from fl_privacy.report.scores import Score, baseline_of, score
+from fl_privacy.report.scores import Score, baseline_of, client_of, score
 from fl_privacy.threat_model import ThreatModel
-
-Client = tuple[int, str]
 
 FREE = ("defense", "unit")
 """What may differ between rivals: knowing the defense, linking a client's updates.
@@ -111,7 +109,7 @@ def contest(defense: str | None, lines: Sequence[Score]) -> Contest:
     sign = 1 if lines[0].metric.higher_is_leakier else -1
 
     def strength(line: Score) -> float:
-        return sign * fmean(means[id(line)][client] for client in sorted(common))
+        return sign * fmean(value for client, value in means[id(line)].items() if client in common)
 
     return Contest(
         defense,
@@ -122,11 +120,11 @@ def contest(defense: str | None, lines: Sequence[Score]) -> Contest:
     )
 
 
-def client_means(line: Score) -> dict[Client, float]:
+def client_means(line: Score) -> dict[Hashable, float]:
     """The mean score of each client's targets: updates, or all its rounds as one target."""
-    values: dict[Client, list[float]] = {}
+    values: dict[Hashable, list[float]] = {}
     for row in line.analysis.of(line.defense):
         value = row.get(line.metric.name)
         if value is not None:
-            values.setdefault((row["attempt"] or 1, row["node"] or row["key"]), []).append(value)
+            values.setdefault(client_of(row), []).append(value)
     return {client: fmean(own) for client, own in values.items()}

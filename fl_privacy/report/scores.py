@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fl_privacy.metrics.statistics import (
     Interval,
@@ -18,6 +19,9 @@ from fl_privacy.report.analyses import BASELINE, Analysis, Rows, analyses
 from fl_privacy.results import MetricInfo
 
 __all__ = ["BASELINE", "Analysis", "Score", "analyses"]
+
+Pair = tuple[float, float, Hashable]
+"""Score and guess of a target, and the client it is of."""
 
 
 @dataclass(frozen=True)
@@ -87,29 +91,45 @@ def guesses_mean(analysis: Analysis) -> bool:
     return bool(held) and analysis.config.settings.get("guess") != "constant"
 
 
-def paired(mine: Rows, baseline: Rows, metric: MetricInfo) -> list[tuple[float, float]]:
-    """Score and guess of every target that both scored."""
+def client_of(row: Mapping[str, Any]) -> Hashable:
+    """Whose target a row is: those of one client are no independent draws.
+
+    Its rounds may hold the same images, and always hold images of the same classes.
+    """
+    return row.get("attempt") or 1, row.get("node") or row["key"]
+
+
+def paired(mine: Rows, baseline: Rows, metric: MetricInfo) -> list[Pair]:
+    """Score and guess of every target that both scored, and whose it is."""
     guess = {row["key"]: row.get(metric.name) for row in baseline}
-    pairs = [(row.get(metric.name), guess.get(row["key"])) for row in mine]
-    return [(score, other) for score, other in pairs if score is not None and other is not None]
+    pairs = [(row.get(metric.name), guess.get(row["key"]), client_of(row)) for row in mine]
+    return [(s, other, client) for s, other, client in pairs if s is not None and other is not None]
 
 
-def gain(pairs: Sequence[tuple[float, float]], metric: MetricInfo) -> Interval:
+def gain(pairs: Sequence[Pair], metric: MetricInfo) -> Interval:
     """Mean paired difference to the baseline, in the metric's unit; positive leaks more.
 
     The difference of two shares lies in [-1, 1] and so does its interval.
     """
     sign = 1.0 if metric.higher_is_leakier else -1.0
-    differences = [sign * (score - other) for score, other in pairs]
+    differences = [sign * (score - other) for score, other, _ in pairs]
+    clients = [client for _, _, client in pairs]
     if not metric.is_share:
-        return mean_interval(differences)
-    half = share_interval((1 + d) / 2 for d in differences)
+        return mean_interval(differences, clients)
+    half = share_interval([(1 + d) / 2 for d in differences], clients)
     return Interval(2 * half.mean - 1, 2 * half.low - 1, 2 * half.high - 1, half.n)
 
 
-def interval_of(values: Sequence[float | None], metric: MetricInfo) -> Interval:
-    """Mean with its 95 % interval: inside [0, 1] for shares, else Student's t."""
-    return share_interval(values) if metric.is_share else mean_interval(values)
+def interval_of(
+    values: Sequence[float | None], metric: MetricInfo, groups: Sequence[Hashable] | None = None
+) -> Interval:
+    """Mean with its 95 % interval: inside [0, 1] for shares, else Student's t.
+
+    Values of one of the ``groups`` may depend on each other.
+    """
+    if metric.is_share:
+        return share_interval(values, groups)
+    return mean_interval(values, groups)
 
 
 def score(
@@ -124,10 +144,12 @@ def score(
         analysis=analysis,
         defense=defense,
         metric=metric,
-        interval=interval_of(values, metric),
+        interval=interval_of(values, metric, [client_of(row) for row in rows]),
         quartiles=quartiles(values),
         gain=gain(pairs, metric) if compared else None,
-        guess=interval_of([other for _, other in pairs], metric) if compared else None,
+        guess=interval_of([p[1] for p in pairs], metric, [p[2] for p in pairs])
+        if compared
+        else None,
         targets=len(rows),
     )
 

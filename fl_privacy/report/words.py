@@ -166,7 +166,8 @@ def verdict(gain: Interval, metric: MetricInfo) -> str:
     """What a paired difference to the baseline does and does not show."""
     size = interval(gain, metric, signed=True)
     if not math.isfinite(gain.low):
-        return f"One target alone ({size} over the guess) shows no tendency."
+        alone = "target" if gain.n == 1 else "client"
+        return f"One {alone} alone ({size} over the guess) shows no tendency."
     if gain.low > 0:
         return f"The updates leaked: {size} over the guess on the same {gain.n} targets."
     if gain.high < 0:

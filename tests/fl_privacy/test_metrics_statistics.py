@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,7 +13,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fl_privacy.metrics.labels import LabelAccuracy, overlap
-from fl_privacy.metrics.statistics import mean_interval, quartiles, share_interval, wilson
+from fl_privacy.metrics.statistics import (
+    Interval,
+    mean_interval,
+    quartiles,
+    share_interval,
+    wilson,
+)
 from fl_privacy.types import Outcome, Reconstruction, Samples
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=12)
@@ -128,6 +135,43 @@ def test_equal_values_bound_how_often_another_may_differ() -> None:
     u = wilson(0, 8).high
     got = share_interval([0.25] * 8)
     assert (got.low, got.high) == pytest.approx((0.25 * (1 - u), 0.25 * (1 - u) + u))
+
+
+@pytest.mark.parametrize("interval", [mean_interval, share_interval])
+@pytest.mark.parametrize("values", [[0.1, 0.4, 0.5, 0.9], [1.0, 1.0, 1.0], [0.25, 0.25]])
+def test_repeated_values_of_a_group_tell_no_more_than_one(
+    interval: Callable[..., Interval], values: list[float]
+) -> None:
+    once = interval(values)
+    singles = interval([*values, None], [*range(len(values)), 99])
+    assert (singles.low, singles.high) == pytest.approx((once.low, once.high))
+    groups = [i for i in range(len(values)) for _ in range(7)]
+    often = interval([v for v in values for _ in range(7)], groups)
+    assert (often.low, often.high) == pytest.approx((once.low, once.high))
+    assert often.n == 7 * len(values)
+
+
+@pytest.mark.parametrize("interval", [mean_interval, share_interval])
+def test_intervals_cover_the_mean_where_values_of_a_group_are_alike(
+    interval: Callable[..., Interval],
+) -> None:
+    """Twelve clients with eight targets each: taken as 96 draws they give too little."""
+    draw = np.random.default_rng(3)
+    clients = np.clip(draw.normal(0.5, 0.1, size=(1000, 12, 1)), 0, 1)
+    values = np.clip(clients + draw.normal(0, 0.05, size=(1000, 12, 8)), 0, 1).reshape(1000, 96)
+    groups = np.repeat(np.arange(12), 8).tolist()
+    found = [(interval(v, groups), interval(v)) for v in values.tolist()]
+    robust, naive = (
+        sum(one.low <= 0.5 <= one.high for one in own) for own in zip(*found, strict=True)
+    )
+    assert robust > 930
+    assert naive < 700
+
+
+def test_few_groups_that_look_alike_by_chance_do_not_make_an_interval_narrow() -> None:
+    values, groups = [0.0, 2.0, 0.0, 2.0], [1, 1, 2, 2]
+    got, independent = mean_interval(values, groups), mean_interval(values)
+    assert got.low < independent.low < 1 < independent.high < got.high
 
 
 def test_what_is_no_share_is_refused() -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -39,9 +40,27 @@ def test_gain_is_the_mean_of_paired_differences() -> None:
     assert got == mean_interval([8.0, 12.0])
 
 
+def test_rounds_of_one_client_do_not_make_an_interval_narrower() -> None:
+    """Ten rounds on the same images say no more of other clients than one does."""
+    once = [row(20.0, "1", 1), row(23.0, "2", 1), row(25.0, "3", 1)]
+    often = [row(r["psnr"], r["node"], i) for r in once for i in range(10)]
+    guess = [{**r, "psnr": 10.0} for r in often]
+    got, want = (gain(paired(mine, guess, PSNR), PSNR) for mine in (often, once))
+    assert (got.low, got.high) == pytest.approx((want.low, want.high))
+    assert (got.n, want.n) == (30, 3)
+    alone = gain(paired(often[:10], guess, PSNR), PSNR)
+    assert math.isnan(alone.low)
+    assert "One client alone" in words.verdict(alone, PSNR)
+
+
+def row(psnr: Any, node: Any, number: int) -> dict[str, Any]:
+    key = f"{node} {number}"
+    return {"key": key, "attempt": 1, "round": number, "node": node, "psnr": psnr}
+
+
 def test_gain_is_positive_where_more_leaked() -> None:
-    assert gain([(0.01, 0.09)], MSE).mean == pytest.approx(0.08)
-    assert gain([(9.0, 10.0)], PSNR).mean == -1.0
+    assert gain([(0.01, 0.09, "a")], MSE).mean == pytest.approx(0.08)
+    assert gain([(9.0, 10.0, "a")], PSNR).mean == -1.0
 
 
 def test_a_share_that_is_always_one_is_not_certain() -> None:
@@ -54,10 +73,10 @@ def test_intervals_of_shares_and_of_their_differences_stay_in_range() -> None:
     values = [1.0, 0.75, 1.0, 1.0, 1.0]
     assert mean_interval(values).high > 1  # which is why Student's t will not do
     assert interval_of(values, LABELS).high <= 1
-    always = gain([(1.0, 0.0)] * 5, LABELS)
+    always = gain([(1.0, 0.0, client) for client in range(5)], LABELS)
     assert (always.mean, always.high) == (1.0, 1.0)
     assert 0 < always.low < 1
-    mixed = gain([(1.0, 0.0), (1.0, 0.25), (1.0, 0.0)], LABELS)
+    mixed = gain([(1.0, 0.0, "a"), (1.0, 0.25, "b"), (1.0, 0.0, "c")], LABELS)
     assert mixed.mean == pytest.approx(11 / 12)
     assert -1 <= mixed.low < mixed.mean < mixed.high <= 1
 
