@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adversaries.local_steps import Client
 from adversaries.targets import Unattackable, members_of, training_of
+from fl_privacy.hooks import hooked
 from fl_privacy.types import Observation, Tensors
 
 
@@ -64,11 +65,7 @@ def deviation(client: Client, observed: Tensors, inputs: Tensor) -> Tensor:
         return hook
 
     layers = batch_norm_layers(client.model)
-    handles = [m.register_forward_pre_hook(compare(name)) for name, m in layers.items()]
     sent = client.sent[0]
-    try:
+    with hooked(m.register_forward_pre_hook(compare(name)) for name, m in layers.items()):
         functional_call(client.model, {**sent.parameters, **sent.buffers}, (inputs,))
-    finally:
-        for handle in handles:
-            handle.remove()
     return torch.stack(terms).sum()

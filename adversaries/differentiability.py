@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from adversaries.targets import Unattackable
+from fl_privacy.hooks import hooked
 from fl_privacy.types import Task
 
 UNSUPPORTED = (RuntimeError, NotImplementedError, ValueError, TypeError)
@@ -88,25 +89,22 @@ def traced(model: nn.Module, inputs: Tensor) -> list[Call]:
         running.append(Call(name, module, kept, kwargs))
         calls.append(running[-1])
 
-    handles = []
+    hooks = []
     for name, module in model.named_modules():
-        handles += [
+        hooks += [
             module.register_forward_pre_hook(
                 lambda m, a, k, name=name: enter(name, m, a, k), with_kwargs=True
             ),
             module.register_forward_hook(lambda *_: (running.pop(), None)[1]),
         ]
     try:
-        with torch.no_grad():
+        with hooked(hooks), torch.no_grad():
             model(inputs)
     except UNSUPPORTED as error:
         raise Unattackable(
             f"the network does not run on inputs of shape {tuple(inputs.shape[1:])}: "
             f"{running[-1]} says {first_line(error)}; check input_shape of the task"
         ) from None
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls[1:]
 
 

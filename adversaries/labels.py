@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adversaries.reference import Reference, reference
+from fl_privacy.hooks import hooked
 from fl_privacy.types import Samples, Task, Tensors
 
 RIDGE = 0.1
@@ -44,17 +45,13 @@ def classifier(model: nn.Module, task: Task) -> str | None:
     def listen(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         return lambda _module, _arguments, output: outputs.update({name: output})
 
-    handles = [
+    hooks = [
         m.register_forward_hook(listen(name))
         for name, m in model.named_modules()
         if isinstance(m, nn.Linear) and m.out_features == task.classes
     ]
-    try:
-        with torch.no_grad():
-            final = model(torch.zeros(2, *task.input_shape))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(hooks), torch.no_grad():
+        final = model(torch.zeros(2, *task.input_shape))
     ends = [name for name, output in outputs.items() if torch.equal(output, final)]
     return next(iter([*ends, *reversed(outputs)]), None)
 

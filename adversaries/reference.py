@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from fl_privacy.hooks import hooked
 from fl_privacy.types import Samples, Task, Tensors
 
 COUNT, TOGETHER = 256, 64
@@ -64,13 +65,10 @@ def _reference(
     used = {n: t.to(own[n].dtype) for n, t in state.items() if n in own}
     seen: list[Tensor] = []
     layer = model.get_submodule(head)
-    handle = layer.register_forward_pre_hook(lambda _m, arguments: seen.append(arguments[0]))
-    try:
-        with torch.no_grad():
-            for part in torch.split(inputs, TOGETHER):
-                functional_call(model, used, (part,))
-    finally:
-        handle.remove()
+    hook = layer.register_forward_pre_hook(lambda _m, arguments: seen.append(arguments[0]))
+    with hooked([hook]), torch.no_grad():
+        for part in torch.split(inputs, TOGETHER):
+            functional_call(model, used, (part,))
     representations = torch.cat([one.flatten(0, -2) for one in seen]).double()
     own = {**own, **used}
     weight = own[f"{head}.weight".lstrip(".")].double()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adversaries.targets import Unattackable
+from fl_privacy.hooks import hooked
 from fl_privacy.types import Task
 
 
@@ -56,12 +57,8 @@ def _looked_up(
     def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _module, arguments: asked.setdefault(name, []).append(arguments[0].clone())
 
-    handles = [table.register_forward_pre_hook(listen(name)) for name, table in tables.items()]
     inputs = task.normalize(torch.full((2, *task.input_shape), value))
-    try:
-        with torch.no_grad(), suppress(RuntimeError, IndexError):  # the tables have been asked
-            model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = [table.register_forward_pre_hook(listen(name)) for name, table in tables.items()]
+    with hooked(hooks), torch.no_grad(), suppress(RuntimeError, IndexError):
+        model(inputs)  # whatever it says: the tables have been asked
     return asked

@@ -11,6 +11,7 @@ from torch.func import vjp
 
 from adversaries.targets import Unattackable
 from fl_privacy.dense_layers import linear_inputs
+from fl_privacy.hooks import hooked
 from fl_privacy.types import Task, Tensors
 
 
@@ -57,16 +58,9 @@ def chain(model: nn.Module, inputs: Tensor) -> list[Link]:
     def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda module, arguments: calls.append((name, module, arguments))
 
-    handles = [
-        module.register_forward_pre_hook(listen(name))
-        for name, module in model.named_modules()
-        if not list(module.children())
-    ]
-    try:
+    leaves = [(n, m) for n, m in model.named_modules() if not list(m.children())]
+    with hooked(module.register_forward_pre_hook(listen(name)) for name, module in leaves):
         outputs = model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     links: list[Link] = []
     values = inputs
     for name, module, arguments in calls:

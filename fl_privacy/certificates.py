@@ -18,6 +18,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.func import jvp, vjp
 
+from fl_privacy.hooks import hooked
 from fl_privacy.types import Task
 
 Features = Callable[[Tensor], Tensor]
@@ -36,11 +37,9 @@ def features_of(model: nn.Module, layer: str, task: Task) -> Features:
 
     def features(image: Tensor) -> Tensor:
         seen: list[Tensor] = []
-        handle = modules[layer].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-        try:
+        hook = modules[layer].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        with hooked([hook]):
             model(task.normalize(image.unsqueeze(0)))
-        finally:
-            handle.remove()
         if not seen:
             raise ValueError(f"{layer!r} does not run in a forward pass; choose another layer")
         return seen[0].flatten()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fl_privacy.hooks import hooked
 from fl_privacy.types import Observation, Task, Tensors
 
 TOGETHER = 256
@@ -26,16 +27,13 @@ def linear_inputs(model: nn.Module, state: Tensors, inputs: Tensor) -> dict[str,
     def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _module, arguments: calls.setdefault(name, []).extend(arguments[:1])
 
-    handles = [
+    hooks = [
         module.register_forward_pre_hook(listen(name))
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     ]
-    try:
+    with hooked(hooks):
         functional_call(model, dict(state), (inputs,))
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: seen[0] for name, seen in calls.items() if len(seen) == 1 and seen[0].ndim == 2}
 
 
