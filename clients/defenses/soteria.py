@@ -45,7 +45,8 @@ class Soteria(Component):
     Deviations: algorithm 2 takes one step a sample, here the defended gradients of a batch are
     averaged as in SGD. The rate counts, by default, among features that are not exactly zero
     (``of='active'``): dead ones have no gradient anyway. ``of='all'`` counts as the authors'
-    code does, where dead features come first: a rate below their share prunes nothing.
+    code does, where dead features come first, black pixels among them where the layer sees the
+    image: a rate below their share prunes nothing.
     ``masks='batch'`` gives all samples the mask that this code gives a batch.
 
     Batch norm in train mode mixes the samples: X is then the whole batch, to which exact
