@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from clients.accounting import AccountingError, epsilon_of, noise_for, participations_within
 from clients.defenses.dp_sgd import DPSGD
@@ -12,7 +15,7 @@ from clients.training import require_batch
 from fl_privacy.component import ComponentError, parse
 from fl_privacy.privacy_spent import NoisySteps, PrivacySpent
 from fl_privacy.settings import RunSettings
-from fl_privacy.types import LocalTraining
+from fl_privacy.types import LocalTraining, Tensors
 
 
 def planned(
@@ -85,6 +88,16 @@ def take_part(
         budget=noisy.epsilon,
     )
     return noisy, spent
+
+
+def without_statistics(
+    returned: Tensors, sent: Tensors, parameters: Collection[str]
+) -> dict[str, Tensor]:
+    """The trained ``parameters`` alone; all else, which has no noise, as it was sent.
+
+    Buffers of a network may hold anything that a forward pass writes there about the data.
+    """
+    return {name: returned[name] if name in parameters else value for name, value in sent.items()}
 
 
 def rehearsed_privacy(defense: Any, settings: RunSettings, samples: int) -> Any:

@@ -29,7 +29,7 @@ from clients.defending import defend_update, split_defenses
 from clients.encoding import sparse_upload
 from clients.flower_clipping import clipping_mod
 from clients.mods import Next
-from clients.private_training import take_part
+from clients.private_training import take_part, without_statistics
 from clients.round_trip import round_trip_of
 from clients.training import evaluate_model, local_train
 from fl_privacy.code_digest import code_digest
@@ -78,11 +78,13 @@ def train(message: Message, context: Context) -> Message:
         on_step=lambda step, batch, chosen: trip.keep(step, batch, own[chosen]),
         device=best_device(),
     )
+    names = [name for name, _ in model.named_parameters()]
+    trained = without_statistics(result.state, sent, names) if spent else result.state
     state, stats = defend_update(
         sent,
-        result.state,
+        trained,
         update_defenses,
-        names=[name for name, _ in model.named_parameters()],
+        names=names,
         generator=generator(*hidden, "update-defense"),
     )
     privacy = epsilon_and_delta(spent)

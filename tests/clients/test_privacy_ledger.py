@@ -12,6 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from torch import Tensor, nn
 
 from clients import privacy_ledger
 from clients.accounting import AccountingError, epsilon_of
@@ -278,3 +279,41 @@ def test_a_client_that_cannot_keep_the_guarantee_does_not_train(
     with pytest.raises(ComponentError, match=message):
         train(changes)
     assert not os.path.exists("state")  # noqa: PTH110
+
+
+class Counting(nn.Module):
+    """A network that writes into a buffer what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(64, 10)
+        self.seen: Tensor
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.seen = self.seen + inputs.detach().sum()
+        logits: Tensor = self.dense(inputs.flatten(1))
+        return logits
+
+
+def test_what_a_forward_pass_writes_into_buffers_stays_with_the_client(
+    send: Callable[..., Message],
+    node: Callable[..., Context],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def received(message: Message, *_: object) -> tuple[str, nn.Module, dict[str, Tensor]]:
+        model = Counting()
+        return "arrays", model, {n: v.clone() for n, v in model.state_dict().items()}
+
+    monkeypatch.setattr(client_app, "received_model", received)
+    message = send(RecordDict({"config": ConfigRecord({"server-round": 1})}))
+
+    def seen(defense: str) -> float:
+        config = {**RUN, "client-defense": defense, "client-state-dir": str(tmp_path)}
+        reply = client_app.app(message, node(config))
+        arrays = reply.content.array_records["arrays"].to_torch_state_dict()
+        return float(arrays["seen"])
+
+    assert seen("") != 0
+    assert seen(RUN["client-defense"]) == 0
