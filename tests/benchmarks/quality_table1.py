@@ -88,7 +88,7 @@ def federate(out: Path, dataset: str, setting: Setting, options: argparse.Namesp
     unfinished = out.with_name(f"{out.name}-unfinished")
     if unfinished.exists():
         shutil.rmtree(unfinished)
-    attacked = range(options.every, options.rounds + 1, options.every)
+    attacked = [1, *range(options.every, options.rounds + 1, options.every)]
     config = {
         "dataset": dataset,
         "model": "lenet5",
@@ -101,11 +101,14 @@ def federate(out: Path, dataset: str, setting: Setting, options: argparse.Namesp
         "batch-size": setting.batch_size,
         "seed": options.seed,
         "audit": True,
-        "record-rounds": ",".join(map(str, [1, *attacked])),
+        "record-rounds": ",".join(map(str, attacked)),
         "eval-samples": 1000,
     }
     with round_progress(verbose=False) as stream:
         simulate(config, out=unfinished, clients=100, stream=stream)
+    for truth in (unfinished / "truth").glob("*/*"):  # of rounds that are not recorded: gigabytes
+        if int(truth.name) not in attacked:
+            shutil.rmtree(truth)
     unfinished.rename(out)
 
 
