@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fl_privacy.component import ComponentError
 from fl_privacy.protocols import GradientDefense, UpdateDefense
+from fl_privacy.recording_format import Layout
 from fl_privacy.types import Samples, Stats, Step, Task, Tensors
 
 
@@ -89,6 +90,15 @@ def defend_update(
         stats |= {f"{name}/{key}": float(value) for key, value in of_defense.items()}
     defended = {name: sent[name].to(update[name]) + update[name] for name in names}
     return {**returned, **defended}, stats
+
+
+def with_aliases(state: Tensors, model: nn.Module) -> dict[str, Tensor]:
+    """``state`` in which tensors that ``model`` has under several names have one value.
+
+    It is that of the first name, the one defenses see: the others would tell what it hides.
+    """
+    aliases = Layout.of(model).aliases
+    return {name: state[aliases.get(name, name)] for name in state}
 
 
 def split_defenses(

@@ -31,7 +31,8 @@ def update_defense_mod(defense: UpdateDefense, *, seed: int | None = None) -> Mo
 
     The update is returned minus sent, over arrays of floating-point type that carry the same
     name in the message and in the reply. Batch-norm statistics pass undefended (noise would
-    make variances negative), and they tell something about the data. Noise comes from the
+    make variances negative), and they tell something about the data. Weights that a model has
+    under two names are taken for two, with noise of their own each. Noise comes from the
     operating system's randomness, or from (``seed``, message) for a repeatable experiment.
 
     Raises:

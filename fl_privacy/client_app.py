@@ -25,7 +25,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from clients.defending import defend_update, split_defenses
+from clients.defending import defend_update, split_defenses, with_aliases
 from clients.encoding import sparse_upload
 from clients.flower_clipping import clipping_mod
 from clients.mods import Next
@@ -89,7 +89,7 @@ def train(message: Message, context: Context) -> Message:
     )
     privacy = epsilon_and_delta(spent)
     trip.keep_defense(spec, {**result.stats, **stats, **privacy})
-    reply = RecordDict({key: ArrayRecord(OrderedDict(state))})
+    reply = RecordDict({key: ArrayRecord(OrderedDict(with_aliases(state, model)))})
     loss = math.nan if spent else result.loss  # it has no noise, so DP-SGD keeps it
     reply["metrics"] = MetricRecord({"num-examples": result.num_examples, "loss": loss})
     reply[REPORT] = own_report(client)

@@ -296,6 +296,39 @@ class Counting(nn.Module):
         return logits
 
 
+class Tied(nn.Module):
+    """One weight under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 64)
+        self.second = nn.Linear(64, 64)
+        self.second.weight = self.first.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.second(self.first(inputs.flatten(1)))
+        return logits[:, :10]
+
+
+@pytest.mark.parametrize("defense", ["gaussian_noise(scale=1.0)", str(RUN["client-defense"])])
+def test_a_weight_with_two_names_leaves_the_client_defended_under_both(
+    defense: str,
+    send: Callable[..., Message],
+    node: Callable[..., Context],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    model = Tied()
+    sent = {n: v.clone() for n, v in model.state_dict().items()}
+    monkeypatch.setattr(client_app, "received_model", lambda *_: ("arrays", model, sent))
+    message = send(RecordDict({"config": ConfigRecord({"server-round": 1})}))
+    config = {**RUN, "client-defense": defense, "client-state-dir": str(tmp_path)}
+    reply = client_app.app(message, node(config))
+    arrays = reply.content.array_records["arrays"].to_torch_state_dict()
+    assert torch.equal(arrays["first.weight"], arrays["second.weight"])
+    assert float((arrays["first.weight"] - sent["first.weight"]).abs().min()) > 0
+
+
 def test_what_a_forward_pass_writes_into_buffers_stays_with_the_client(
     send: Callable[..., Message],
     node: Callable[..., Context],
