@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn.modules.dropout import _DropoutNd
 
+from fl_privacy.recording_format import Layout
 from fl_privacy.types import Step, Tensors
 
 Features = Callable[[Tensor], Tensor]
@@ -44,7 +45,8 @@ def find_layer(step: Step, name: str) -> DenseLayer:
 
     Raises:
         ValueError: no such layer, it is not dense, it does not see one vector a sample in one
-            call, or dropout before it draws its features anew in each pass.
+            call, its weight is not a parameter of its own, or dropout before it draws its
+            features anew in each pass.
     """
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
     inputs = step.inputs[:2].detach()
@@ -65,11 +67,22 @@ def find_layer(step: Step, name: str) -> DenseLayer:
             f"expected a dense layer (nn.Linear) that sees one vector a sample in one call, got "
             f"{name or 'a network without one'!r}; layers that do: {listed}"
         )
+    _refuse_shared(step.model, f"{names[chosen]}.weight")
     before = calls[: next(i for i, (module, *_) in enumerate(calls) if module is chosen)]
     _refuse_dropout([module for module, *_ in before], names, names[chosen])
     sizes = [o.numel() * o.element_size() for _, _, o in before]
     widest = max([*sizes, inputs.numel() * inputs.element_size()]) // len(inputs)
     return DenseLayer(names[chosen], chosen, widest)
+
+
+def _refuse_shared(model: nn.Module, weight: str) -> None:
+    """Refuse a weight whose gradient is not the layer's alone: pruned, it would come back whole."""
+    aliases = Layout.of(model).aliases
+    if weight in {*aliases, *aliases.values()} or weight not in dict(model.named_parameters()):
+        raise ValueError(
+            f"expected {weight} to be a parameter of that layer alone, got one that is shared with "
+            f"another layer or computed from other parameters; defend another layer"
+        )
 
 
 def _refuse_dropout(before: list[nn.Module], names: dict[nn.Module, str], layer: str) -> None:

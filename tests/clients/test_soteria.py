@@ -431,6 +431,24 @@ def test_layers_that_see_more_than_one_vector_a_sample_are_passed_over() -> None
         find_layer(of, "")
 
 
+def shared() -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(220, 220), nn.Linear(220, 220), nn.Linear(220, 3))
+    model[2].weight = model[1].weight
+    return model.double()
+
+
+def computed() -> nn.Module:
+    linear = nn.utils.parametrizations.weight_norm(nn.Linear(220, 3))
+    return nn.Sequential(nn.Flatten(), linear).double()
+
+
+@pytest.mark.parametrize(("model", "name"), [(shared(), "1"), (shared(), "2"), (computed(), "1")])
+def test_a_weight_that_is_not_the_layers_own_is_refused(model: nn.Module, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name}\.weight to be a parameter of that layer alone"):
+        find_layer(step(model), name)
+    assert find_layer(step(shared()), "3").name == "3"
+
+
 def test_dropout_before_the_layer_is_refused_and_after_it_is_not() -> None:
     task = Task(input_shape=(1, 4, 4), classes=3, mean=(0.0,), std=(1.0,))
     model = DasFashionNet(hidden=(6, 5)).build(task, seed=0).train()
