@@ -46,8 +46,9 @@ def set_gradient(
 ) -> tuple[float, Stats]:
     """Set ``.grad`` of the model's parameters to the mean loss's, or to what a defense makes.
 
-    Returns the mean loss and the defense's statistics. Under a defense an undefended forward
-    pass gives the loss and moves the running statistics of batch norm, as it would without.
+    Returns the mean loss and the defense's statistics. Frozen parameters get no gradient. Under
+    a defense an undefended forward pass gives the loss and moves the running statistics of batch
+    norm, as it would without.
 
     Raises:
         ValueError: a defense without a generator.
@@ -61,7 +62,8 @@ def set_gradient(
         raise ValueError("a gradient defense needs a defense_generator")
     gradient, stats = defense.defend_gradient(step, generator=generator)
     for name, parameter in step.model.named_parameters():
-        parameter.grad = gradient[name].detach().to(parameter)
+        if parameter.requires_grad:
+            parameter.grad = gradient[name].detach().to(parameter)
     with torch.no_grad():
         losses = step.loss(step.model(step.inputs), step.labels)
     return float(losses.sum()) / max(len(losses), 1), stats

@@ -260,6 +260,24 @@ def test_a_defense_leaves_batch_norm_statistics_as_plain_training_does() -> None
         assert torch.equal(value, defended.get_buffer(name))
 
 
+def test_a_frozen_layer_stays_as_it_is_under_a_gradient_defense() -> None:
+    model = network()
+    first, *others = model.parameters()
+    first.requires_grad_(False)
+    before = [value.detach().clone() for value in (first, *others)]
+    local_train(
+        model,
+        TASK,
+        double(data()),
+        LocalTraining(algorithm="fedsgd", lr=0.1, batch_size=4),
+        generator=seeded(),
+        gradient_defense=PerSampleClipping(max_norm=1.0),
+        defense_generator=seeded(1),
+    )
+    assert torch.equal(first, before[0])
+    assert not torch.equal(others[-1], before[-1])
+
+
 def test_a_gradient_defense_without_its_generator_is_refused() -> None:
     with pytest.raises(ValueError, match="defense_generator"):
         local_train(
