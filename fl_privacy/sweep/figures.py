@@ -35,7 +35,7 @@ def utility_figure(
     panels: list[tuple[str, Choose]] = [("plain adversary", same_accuracy.plain)]
     if any(len(a.adversaries) > 1 for m in found if (a := m.attacked(title))):
         panels.append(("strongest adversary", same_accuracy.strongest))
-    if not same_accuracy.knots(found, title, same_accuracy.plain):
+    if not same_accuracy.dots(found, title, same_accuracy.plain):
         return None
     styles = palette(names)
     with matplotlib.rc_context(STYLE):

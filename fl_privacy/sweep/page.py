@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -76,6 +77,7 @@ def render(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["metric_name"] = words.metric_name
     environment.filters["digits"] = digits
+    environment.filters["ratio"] = ratio_text
     template = files("fl_privacy.sweep").joinpath("sweep.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         sweep=sweep,
@@ -195,3 +197,10 @@ def largest(found: Sequence[Ratio]) -> Ratio | None:
     """The greatest ratio of all."""
     known = [(r.ratio, i) for i, r in enumerate(found) if r.ratio is not None]
     return found[max(known)[1]] if known else None
+
+
+def ratio_text(found: Ratio) -> str:
+    """A ratio that can be told with its interval, two digits each: ``32 [4.1, 250]``."""
+    values = (found.ratio or math.nan, found.low, found.high)
+    said = [digits(float(f"{value:.1e}")) for value in values]
+    return f"{said[0]} [{said[1]}, {said[2]}]" if math.isfinite(found.low) else said[0]

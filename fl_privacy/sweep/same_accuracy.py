@@ -4,20 +4,57 @@ Each defense is a curve of (accuracy, error) through its strengths, from the und
 on, which is where every strength of zero begins. Between two points accuracy and the
 logarithm of the error are interpolated linearly. Where a curve passes an accuracy more than
 once its largest error counts, which favors that curve's defense.
+
+A ratio has the interval of a parametric bootstrap: every accuracy and every error of the two
+curves is drawn around its mean, as widely as its own 95 % interval says, and the middle 95 % of
+the ratios count. Points share test images and targets, which makes differences surer than
+independent draws do, so the interval errs to the wide side.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from statistics import NormalDist
 from typing import Literal
 
+import numpy as np
+
+from fl_privacy.metrics.statistics import LEVEL, Interval
 from fl_privacy.sweep.results import Adversary, Attacked, Measured
 
 Knot = tuple[float, float]
 """Accuracy (a share) and error (above 0)."""
+
+DRAWS = 1000
+"""Draws behind an interval of a ratio."""
+
+WIDTH = 2 * NormalDist().inv_cdf((1 + LEVEL) / 2)
+"""Width of a 95 % interval in standard errors."""
+
+
+@dataclass(frozen=True)
+class Dot:
+    """What is known of a strength: its accuracy (a share) and its error, with their intervals."""
+
+    strength: str
+    accuracy: Interval
+    error: Interval
+
+    @property
+    def knot(self) -> Knot:
+        """The means."""
+        return self.accuracy.mean, self.error.mean
+
+    def drawn(self, rng: np.random.Generator) -> list[Knot]:
+        """What might have been measured, `DRAWS` times: errors log-normal, so above 0."""
+        share, error = self.accuracy, self.error
+        shares = rng.normal(share.mean, (share.high - share.low) / WIDTH, DRAWS)
+        spread = (error.high - error.low) / WIDTH / error.mean
+        errors = error.mean * np.exp(rng.normal(0.0, spread, DRAWS))
+        return list(zip(shares.tolist(), errors.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -30,18 +67,27 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The reference at one strength over a rival at the same accuracy."""
+    """The reference at one strength over a rival at the same accuracy.
+
+    ``low`` and ``high`` bound the ratio; NaN where a measurement without an interval has a part.
+    ``told`` is false where chance decides whether the rival ever has that accuracy.
+    """
 
     strength: str
     accuracy: float
     error: float
     rival: str
     crossing: Crossing
+    low: float = math.nan
+    high: float = math.nan
+    told: bool = True
 
     @property
     def ratio(self) -> float | None:
-        """Above 1: the reference keeps more from this adversary; None without a crossing."""
-        return None if self.crossing.error is None else self.error / self.crossing.error
+        """Above 1: the reference keeps more from this adversary; None where it cannot be told."""
+        if self.crossing.error is None or not self.told:
+            return None
+        return self.error / self.crossing.error
 
 
 def error_at(knots: Sequence[Knot], accuracy: float) -> Crossing:
@@ -66,32 +112,50 @@ def ratios(
 ) -> list[Ratio]:
     """Each strength of ``reference`` over each other defense, by one adversary of an attack."""
     curves = {
-        name: knots([m for m in found if m.point.defense == name], title, choose)
+        name: dots([m for m in found if m.point.defense == name], title, choose)
         for name in dict.fromkeys(m.point.defense for m in found if m.point.spec)
     }
-    start = [knot for _, knot in knots([m for m in found if not m.point.spec], title, choose)][:1]
+    start = dots([m for m in found if not m.point.spec], title, choose)[:1]
     return [
-        Ratio(
-            strength, accuracy, error, rival, error_at([*start, *(k for _, k in curve)], accuracy)
-        )
+        ratio_of(own, rival, [*start, *curve])
         for rival, curve in curves.items()
         if rival != reference
-        for strength, (accuracy, error) in curves.get(reference, [])
+        for own in curves.get(reference, [])
     ]
 
 
-def knots(
+def ratio_of(own: Dot, rival: str, curve: Sequence[Dot]) -> Ratio:
+    """The error of a strength over that of a rival's curve, with its interval.
+
+    It can be told where at least 95 % of the draws agree on whether the rival has that accuracy.
+    """
+    crossing = error_at([dot.knot for dot in curve], own.accuracy.mean)
+    measured = Ratio(own.strength, *own.knot, rival, crossing)
+    if not all(math.isfinite(i.low) for d in (own, *curve) for i in (d.accuracy, d.error)):
+        return measured
+    rng = np.random.default_rng(0)
+    drawn = zip(own.drawn(rng), *(dot.drawn(rng) for dot in curve), strict=True)
+    passed = [(error, error_at(knots, share).error) for (share, error), *knots in drawn]
+    made = [error / other for error, other in passed if other is not None]
+    agree = len(made) if crossing.error is not None else DRAWS - len(made)
+    if agree < LEVEL * DRAWS:
+        return replace(measured, told=False)
+    if crossing.error is None:
+        return measured
+    low, high = np.quantile(made, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)).tolist()
+    return replace(measured, low=low, high=high)
+
+
+def dots(
     found: Sequence[Measured], title: str, choose: Callable[[Attacked], Adversary]
-) -> list[tuple[str, Knot]]:
+) -> list[Dot]:
     """Strength, accuracy and mean squared error of each point that has both."""
     result = []
     for measured in found:
         attacked, accuracy = measured.attacked(title), measured.accuracy
-        if attacked is None or accuracy is None:
-            continue
-        error = choose(attacked).interval("mse")
-        if error is not None and error.mean > 0:
-            result.append((measured.point.strength, (accuracy.mean, error.mean)))
+        error = choose(attacked).interval("mse") if attacked else None
+        if accuracy is not None and error is not None and error.mean > 0:
+            result.append(Dot(measured.point.strength, accuracy, error))
     return result
 
 

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from fl_privacy.sweep.same_accuracy import Crossing, error_at
+from fl_privacy.metrics.statistics import Interval, wilson
+from fl_privacy.sweep.same_accuracy import Crossing, Dot, error_at, ratio_of
 
 FALLING = [(0.9, 0.01), (0.8, 0.1), (0.4, 1.0)]
 
@@ -37,3 +38,47 @@ def test_of_several_crossings_the_one_that_favors_the_rival_counts() -> None:
     zigzag = [(0.9, 0.01), (0.5, 0.1), (0.9, 0.2), (0.5, 0.4)]
     assert error_at(zigzag, 0.7).error == pytest.approx(math.sqrt(0.2 * 0.4))
     assert error_at(zigzag[::-1], 0.7).error == pytest.approx(math.sqrt(0.2 * 0.4))
+
+
+def dot(share: float, error: float, *, images: int, spread: float = 0.02) -> Dot:
+    """A point with an accuracy over ``images`` and an error of relative half width ``spread``."""
+    bounds = (error * (1 - spread), error * (1 + spread))
+    return Dot("1", wilson(share * images, images), Interval(error, *bounds, 50))
+
+
+def test_a_curve_that_is_flat_but_for_noise_gives_no_ratio() -> None:
+    flat = [dot(0.703, 0.001, images=600), dot(0.700, 0.03, images=600)]
+    assert ratio_of(dot(0.702, 0.1, images=600), "other", flat).ratio is None
+    sure = ratio_of(dot(0.702, 0.1, images=10**9), "other", [
+        dot(0.703, 0.001, images=10**9), dot(0.700, 0.03, images=10**9)
+    ])  # fmt: skip
+    assert sure.ratio == pytest.approx(0.1 / (0.001 * 30 ** (1 / 3)))
+
+
+def test_the_interval_of_a_ratio_is_that_of_its_errors_where_accuracies_are_sure() -> None:
+    curve = [dot(0.9, 0.1, images=10**9), dot(0.5, 0.1, images=10**9)]
+    found = ratio_of(dot(0.9 - 0.2, 0.4, images=10**9, spread=0.1), "other", curve)
+    # the logarithms of the reference and of the middle of two equal knots: 0.1² + 0.02² / 2
+    half = math.sqrt(0.1**2 + 0.02**2 / 2)
+    assert found.ratio == pytest.approx(4.0)
+    assert found.low == pytest.approx(4 * math.exp(-half), rel=0.03)
+    assert found.high == pytest.approx(4 * math.exp(half), rel=0.03)
+    again = ratio_of(dot(0.9 - 0.2, 0.4, images=10**9, spread=0.1), "other", curve)
+    assert (found.low, found.high) == (again.low, again.high)
+
+
+def test_a_rival_that_is_surely_more_accurate_has_no_ratio_and_is_told() -> None:
+    found = ratio_of(dot(0.3, 0.4, images=600), "other", [dot(0.9, 0.1, images=600)])
+    assert (found.ratio, found.told, found.crossing.side) == (None, True, "above")
+    near = ratio_of(dot(0.89, 0.4, images=600), "other", [dot(0.9, 0.1, images=600)])
+    assert near.crossing.side == "above"  # one knot is never passed, whatever is drawn
+    assert near.ratio is None
+    two = [dot(0.9, 0.1, images=600), dot(0.895, 0.2, images=600)]
+    assert not ratio_of(dot(0.89, 0.4, images=600), "other", two).told
+
+
+def test_without_an_interval_a_ratio_has_none() -> None:
+    alone = Dot("1", wilson(500, 600), Interval(0.1, math.nan, math.nan, 1))
+    found = ratio_of(alone, "other", [dot(0.9, 0.1, images=600), dot(0.2, 0.1, images=600)])
+    assert found.ratio == pytest.approx(1.0)
+    assert math.isnan(found.low)
