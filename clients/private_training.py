@@ -90,6 +90,11 @@ def take_part(
     return noisy, spent
 
 
+def noise_of(defense: Any) -> dict[str, float]:
+    """The noise multiplier that a client trains with, by name; empty without DP-SGD."""
+    return {"noise_multiplier": defense.noise} if isinstance(defense, DPSGD) else {}
+
+
 def without_statistics(
     returned: Tensors, sent: Tensors, parameters: Collection[str]
 ) -> dict[str, Tensor]:

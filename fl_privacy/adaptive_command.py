@@ -109,7 +109,8 @@ def groups_of(
         if any(behind(target) <= nodes for target in targets)
     }
     if told:
-        same = [nodes for spec, nodes in groups.items() if canonical(spec) == canonical(told)]
+        wanted = component.canonical("defenses", told)
+        same = [n for spec, n in groups.items() if component.canonical("defenses", spec) == wanted]
         return {told: frozenset().union(*(same or [behind(target) for target in targets]))}, []
     if not said:
         raise AnalysisError(
@@ -130,15 +131,6 @@ def groups_of(
 def behind(target: Observation) -> frozenset[str]:
     """The clients behind a target."""
     return frozenset(nodes_of(target.exchanges[-1].node))
-
-
-def canonical(spec: str) -> tuple[str, ...]:
-    """The parts of a defense, each without what is the default; one not installed as it is."""
-    try:
-        parts = component.create_all("defenses", spec)
-    except ComponentError:
-        return (spec,)
-    return tuple(component.spec_of("defenses", part) for part in parts)
 
 
 def adapted(plan: Plan, one: Adaptation, told: ThreatModel, nodes: Sequence[str]) -> Plan:

@@ -421,15 +421,22 @@ fl-privacy membership --defense "dp_sgd(noise_multiplier=1.0)" --batch-size 8
 
 fl-privacy membership --defense "per_sample_clipping(max_norm=1.0)" --batch-size 8
 
-fl-privacy membership --run runs/first --defense "dp_sgd(epsilon=4.0)" --rounds 10 --samples 320"""
+fl-privacy membership --run runs/private
+
+fl-privacy membership --run runs/private --defense "" --rounds 1 --samples 32"""
 )
 def membership(
     defense: Annotated[
-        str, typer.Option("--defense", help="The client's defenses, joined by +; empty: none.")
-    ] = "",
+        str | None,
+        typer.Option(
+            "--defense",
+            help="The client's defenses, joined by +; '' for none.",
+            show_default="the run's, or none",
+        ),
+    ] = None,
     run: Annotated[
         Path | None,
-        typer.Option("--run", help="Run whose settings to take; its report then shows the result."),
+        typer.Option("--run", help="Run whose settings, clients and report this is about."),
     ] = None,
     model: Annotated[str | None, _setting("--model", "Network.", "lenet-zhu")] = None,
     dataset: Annotated[
@@ -452,9 +459,12 @@ def membership(
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=1, help="The client's samples.", show_default="one batch"),
+        typer.Option(min=1, help="The client's samples.", show_default="the run's, or one batch"),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Participations in each trial.")] = 1,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Participations in each trial.", show_default="the run's, or 1"),
+    ] = None,
     trials: Annotated[int, typer.Option(min=4, help="Trials with the canary, and without.")] = 1000,
     delta: Annotated[
         float | None,
@@ -469,7 +479,7 @@ def membership(
     """
     from fl_privacy import membership_command as command
     from fl_privacy.attack_progress import attack_progress
-    from fl_privacy.membership_result import FILE, write_result
+    from fl_privacy.membership_result import FOLDER, write_result
 
     options: dict[str, Scalar | None] = {
         "model": model,
@@ -480,18 +490,19 @@ def membership(
         "seed": seed,
     }
     settings = command.settings_of(run, _run_config(options, set_ or []))
+    client = command.client_of(run, defense, samples, rounds)
     with attack_progress("membership") as progress:
         result = command.audit(
             settings,
-            defense,
-            samples=samples,
-            rounds=rounds,
+            client.defense,
+            samples=client.samples,
+            rounds=client.rounds,
             trials=trials,
             delta=delta,
             progress=progress,
         )
     Console(emoji=False).print(command.table(result))
-    for file in filter(None, [out, run / FILE if run else None]):
+    for file in filter(None, [out, run / FOLDER / result.file_name if run else None]):
         write_result(file, result)
         typer.echo(f"Result in {file}.")
     command.require_kept(result)

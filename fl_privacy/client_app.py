@@ -29,7 +29,7 @@ from clients.defending import defend_update, split_defenses, with_aliases
 from clients.encoding import sparse_upload
 from clients.flower_clipping import clipping_mod
 from clients.mods import Next
-from clients.private_training import take_part, without_statistics
+from clients.private_training import noise_of, take_part, without_statistics
 from clients.round_trip import round_trip_of
 from clients.training import evaluate_model, local_train
 from fl_privacy.code_digest import code_digest
@@ -88,7 +88,8 @@ def train(message: Message, context: Context) -> Message:
         generator=generator(*hidden, "update-defense"),
     )
     privacy = epsilon_and_delta(spent)
-    trip.keep_defense(spec, {**result.stats, **stats, **privacy})
+    told = {**privacy, **noise_of(gradient_defense), "samples": len(own)}
+    trip.keep_defense(spec, {**result.stats, **stats, **told})
     reply = RecordDict({key: ArrayRecord(OrderedDict(with_aliases(state, model)))})
     loss = math.nan if spent else result.loss  # it has no noise, so DP-SGD keeps it
     reply["metrics"] = MetricRecord({"num-examples": result.num_examples, "loss": loss})

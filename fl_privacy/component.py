@@ -174,6 +174,14 @@ def spec_of(group: Group, component: BaseModel) -> str:
     return f"{name}({', '.join(f'{k}={v!r}' for k, v in settings.items())})" if settings else name
 
 
+def canonical(group: Group, spec: str) -> tuple[str, ...]:
+    """The parts of ``spec``, each without what is the default; one not installed as it is."""
+    try:
+        return tuple(spec_of(group, part) for part in create_all(group, spec))
+    except ComponentError:
+        return (spec,)
+
+
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
     """Split ``name(field=value, ...)`` into its name and settings.
 

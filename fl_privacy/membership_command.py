@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from clients.private_training import planned, steps_of
 from fl_privacy.code_digest import code_digest
 from fl_privacy.component import VERSION, create, create_all
 from fl_privacy.membership_result import MembershipError, MembershipResult
+from fl_privacy.membership_run import clients_of
 from fl_privacy.metrics.epsilon_bound import CONFIDENCE, epsilon_bound
 from fl_privacy.printable import printable
 from fl_privacy.protocols import Dataset, GradientDefense, Model, Progress, silent
@@ -48,6 +50,30 @@ def settings_of(run: Path | None, given: Mapping[str, Scalar]) -> RunSettings:
         recorded = Recording(RunFolder(run).recording).manifest.run_config
     known = RunSettings().model_dump(by_alias=True)
     return parse_settings({**{k: v for k, v in recorded.items() if k in known}, **given})
+
+
+@dataclass(frozen=True)
+class Client:
+    """The client to test; ``samples`` None: one batch."""
+
+    defense: str
+    samples: int | None
+    rounds: int
+
+
+def client_of(
+    run: Path | None, defense: str | None, samples: int | None, rounds: int | None
+) -> Client:
+    """What is given, and for the rest what the run says of its clients.
+
+    Raises:
+        MembershipError: the run does not tell the defense, or several.
+    """
+    if run is None:
+        return Client(defense or "", samples, rounds or 1)
+    own = clients_of(run)
+    chosen = own.defense() if defense is None else defense
+    return Client(chosen, samples or own.samples(chosen), rounds or own.rounds)
 
 
 def audit(
@@ -167,9 +193,17 @@ def rows(result: MembershipResult) -> list[tuple[str, str]]:
             "tested on",
             f"{hits[1]} + {alarms[1]} trials: {hits[0]} true, {alarms[0]} false positives",
         ),
+        ("largest bound possible", possible(result)),
         ("threshold from", f"{result.trials - hits[1]} + {result.trials - alarms[1]} other trials"),
         ("seed", f"{result.seed}, {result.seconds:.1f} s"),
     ]
+
+
+def possible(result: MembershipResult) -> str:
+    """What so many trials can show at most, in words."""
+    most = result.largest_bound
+    said = f"{most:.3f} with so many trials"
+    return said if most else f"{said}: too few, so this says nothing; take --trials 1000"
 
 
 def _test(

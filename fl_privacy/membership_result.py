@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fl_privacy.metrics.epsilon_bound import epsilon_from_counts
 from fl_privacy.recording_store import write_atomically
 from fl_privacy.types import LocalTraining, NonNegativeFloat, PositiveInt
 
-FILE = "membership.json"
-"""Its name in a run folder."""
+FOLDER = "membership"
+"""Where a run folder holds them: a file for each configuration."""
+
+
+CONFIGURATION = (
+    *("defense", "model", "dataset", "training", "samples", "rounds"),
+    *("accountant", "delta", "confidence", "trials", "seed"),
+)
+"""What an audit was asked for."""
 
 
 class MembershipError(ValueError):
@@ -56,6 +65,20 @@ class MembershipResult(BaseModel):
     code_digest: str
 
     @property
+    def file_name(self) -> str:
+        """The same for the same configuration, which says all but what came out of it."""
+        asked = self.model_dump(mode="json", include=set(CONFIGURATION))
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        return f"{digest[:16]}.json"
+
+    @property
+    def largest_bound(self) -> float:
+        """What the number of trials can show at most: that of a test that is never wrong."""
+        n, m = self.true_positives[1], self.false_positives[1]
+        most = epsilon_from_counts(n, n, 0, m, delta=self.delta, confidence=self.confidence)
+        return float(most)
+
+    @property
     def violated(self) -> bool:
         """Whether the guarantee was seen to be broken."""
         return self.epsilon is not None and self.bound > self.epsilon
@@ -75,17 +98,25 @@ def write_result(path: Path, result: MembershipResult) -> None:
         ) from None
 
 
-def read_result(path: Path) -> MembershipResult | None:
-    """The result at ``path``; None when there is none.
+def results_of(run: Path) -> list[MembershipResult]:
+    """All that a run folder holds, the oldest first.
 
     Raises:
-        MembershipError: it is damaged, or of another version.
+        MembershipError: one is damaged, or of another version.
+    """
+    found = [read_result(path) for path in sorted((run / FOLDER).glob("*.json"))]
+    return sorted(found, key=lambda result: result.created)
+
+
+def read_result(path: Path) -> MembershipResult:
+    """The result at ``path``.
+
+    Raises:
+        MembershipError: it is missing, damaged, or of another version.
     """
     try:
         fields: Any = json.loads(path.read_bytes())
         return MembershipResult.model_validate(fields)
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, ValidationError) as error:
         raise MembershipError(
             f"{path}: no membership result ({error}); repeat fl-privacy membership"

@@ -121,6 +121,11 @@ class TruthVault:
         """What the client's defense reported about this exchange."""
         return self._defense(exchange)[1]
 
+    def defenses(self) -> Iterator[tuple[str, Mapping[str, float]]]:
+        """Defense, empty for none, and what it reported, of every exchange that has it."""
+        for path in sorted(self.root.glob(f"*/*/*/{DEFENSE}")):
+            yield _read_defense(path)
+
     def _folder(self, attempt: int, round: int, node: str) -> Path:
         if not (node.isascii() and node.isalnum()):
             raise TruthError(f"expected a node of letters and digits, got {node!r}")
@@ -152,13 +157,15 @@ class TruthVault:
 
     def _defense(self, exchange: Exchange) -> tuple[str | None, dict[str, float]]:
         path = self._folder(exchange.attempt, exchange.round, exchange.node) / DEFENSE
-        if not path.exists():
-            return None, {}
-        try:
-            fields = json.loads(path.read_bytes())
-            return str(fields["spec"]), {k: float(v) for k, v in fields["stats"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TruthError(f"{path}: damaged ({error}); repeat the audit") from error
+        return _read_defense(path) if path.exists() else (None, {})
+
+
+def _read_defense(path: Path) -> tuple[str, dict[str, float]]:
+    try:
+        fields = json.loads(path.read_bytes())
+        return str(fields["spec"]), {k: float(v) for k, v in fields["stats"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TruthError(f"{path}: damaged ({error}); repeat the audit") from error
 
 
 def _read(path: Path) -> tuple[Samples, list[int]]:

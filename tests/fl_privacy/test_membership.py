@@ -1,6 +1,7 @@
 """The membership audit on real client steps: never above the guarantee, and not blind."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -12,11 +13,19 @@ from clients.defenses.gaussian_noise import GaussianNoise
 from clients.membership import discriminant
 from fl_privacy import membership_command as command
 from fl_privacy.cli import main
-from fl_privacy.membership_result import FILE, MembershipError, read_result, write_result
+from fl_privacy.membership_result import (
+    FOLDER,
+    MembershipError,
+    read_result,
+    results_of,
+    write_result,
+)
 from fl_privacy.privacy_spent import FILE as SPENT
 from fl_privacy.privacy_spent import NoisySteps, PrivacySpent
+from fl_privacy.recording import Manifest, RecordingWriter
 from fl_privacy.report.privacy import privacy_section
 from fl_privacy.settings import RunSettings
+from fl_privacy.truth import TruthVault
 
 SETTINGS = RunSettings(dataset="digits", model="mlp(hidden=(8,))", batch_size=4)
 NOISY = "dp_sgd(noise_multiplier=0.5)"
@@ -124,7 +133,7 @@ def test_the_discriminant_is_fishers() -> None:
 def test_the_command_prints_both_epsilons_and_the_report_shows_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / FILE
+    out = tmp_path / FOLDER / "one.json"
     argv = ["fl-privacy", "membership", "--defense", NOISY, "--dataset", "digits", "--model"]
     argv += ["mlp(hidden=(8,))", "--batch-size", "2", "--trials", "20", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", argv)
@@ -133,14 +142,14 @@ def test_the_command_prints_both_epsilons_and_the_report_shows_them(
     assert not ended.value.code
     shown = capsys.readouterr().out
     result = read_result(out)
-    assert result is not None
     for said in (f"{result.epsilon:.3f}", f"{result.bound:.3f}", "99.9 %", "seed"):
         assert said in shown
-    account = PrivacySpent(participations=3, epsilon=1.25, delta=1e-5)
+    steps = (NoisySteps(noise_multiplier=0.75, sample_rate=0.5, count=3),)
+    account = PrivacySpent(participations=3, steps=steps, epsilon=1.25, delta=1e-5)
     (tmp_path / "clients" / "4").mkdir(parents=True)
     (tmp_path / "clients" / "4" / SPENT).write_text(account.model_dump_json())
     page = privacy_section(tmp_path)
-    for said in (f"at least {result.bound:.3f}", f"at most {result.epsilon:.3f}", ">1.250<"):
+    for said in ("shows no epsilon above 0", f"at most {result.epsilon:.3f}", ">1.250<", ">0.75<"):
         assert said in page
     assert "lower bound is above" not in page
     write_result(out, result.model_copy(update={"bound": 99.0, "defense": "<b>"}))
@@ -150,6 +159,74 @@ def test_the_command_prints_both_epsilons_and_the_report_shows_them(
 
 def test_a_run_without_privacy_has_no_section_and_damage_is_named(tmp_path: Path) -> None:
     assert privacy_section(tmp_path) == ""
-    (tmp_path / FILE).write_text(json.dumps({"format_version": 1}))
-    with pytest.raises(MembershipError, match=r"membership\.json: no membership result"):
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / "one.json").write_text(json.dumps({"format_version": 1}))
+    with pytest.raises(MembershipError, match=r"one\.json: no membership result"):
         privacy_section(tmp_path)
+
+
+def recorded(run: Path, *defenses: str, rounds: int = 2) -> Path:
+    """A run of clients with these ``defenses`` and 6, 7, ... samples."""
+    settings = SETTINGS.model_copy(update={"num_server_rounds": rounds})
+    manifest = Manifest(
+        created="",
+        model=SETTINGS.model,
+        dataset=SETTINGS.dataset,
+        local_training=SETTINGS.local_training,
+        run_config=settings.public(),
+    )
+    with RecordingWriter.open(run / "recording", manifest):
+        pass
+    for i, spec in enumerate(defenses):
+        for number in range(1, rounds + 1):
+            TruthVault(run / "truth").write_defense(
+                attempt=1, round=number, node=str(i), spec=spec, stats={"samples": 6 + i}
+            )
+    return run
+
+
+def test_the_client_is_the_runs_own_where_nothing_else_is_said(tmp_path: Path) -> None:
+    run = recorded(tmp_path, "", NOISY, NOISY)
+    assert command.client_of(run, None, None, None) == command.Client(NOISY, 7, 2)
+    assert command.client_of(run, "", None, 5) == command.Client("", 6, 5)
+    assert command.client_of(run, "top_k(k=3)", 4, None) == command.Client("top_k(k=3)", 4, 2)
+    assert command.client_of(None, None, None, None) == command.Client("", None, 1)
+
+
+@pytest.mark.parametrize(
+    ("defenses", "message"),
+    [((), "name it, such as --defense"), ((NOISY, "top_k(k=3)"), "differ in defense: name one")],
+)
+def test_a_defense_that_the_run_does_not_tell_is_asked_for(
+    tmp_path: Path, defenses: tuple[str, ...], message: str
+) -> None:
+    run = recorded(tmp_path, *defenses)
+    with pytest.raises(MembershipError, match=message):
+        command.client_of(run, None, None, None)
+
+
+def test_each_configuration_has_its_file_and_another_client_is_no_result_of_the_run(
+    tmp_path: Path,
+) -> None:
+    run = recorded(tmp_path, NOISY)
+    for defense, samples, rounds in ((NOISY, 6, 2), (NOISY, 6, 1), ("", 4, 2), (NOISY, 6, 2)):
+        result = command.audit(SETTINGS, defense, samples=samples, rounds=rounds, trials=4)
+        write_result(run / FOLDER / result.file_name, result)
+    assert len(results_of(run)) == 3
+    page = " ".join(privacy_section(run).split())
+    own, *others = page.split("Not about this run’s clients:")
+    assert f"Defense {NOISY}" in own
+    assert "So few trials cannot show anything above 0" in own
+    assert len(others) == 2
+    for said in ("1 rounds (the run&#39;s: 2)", f"defense none (the run&#39;s: {NOISY})"):
+        assert sum(said in other for other in others) == 1
+
+
+@pytest.mark.parametrize("trials", [4, 16, 20, 200])
+def test_the_largest_bound_is_that_of_a_test_that_is_never_wrong(trials: int) -> None:
+    """With n trials a world, P(no error) >= 0.0005 leaves rates of 0.0005^(1/n) and its rest."""
+    result = command.audit(SETTINGS, "", trials=trials)
+    hit = 0.0005 ** (2 / trials)
+    assert result.largest_bound == pytest.approx(max(0, math.log((hit - 1e-5) / (1 - hit))))
+    assert result.bound <= result.largest_bound
+    assert ("too few" in command.possible(result)) == (result.largest_bound == 0)
