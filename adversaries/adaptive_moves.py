@@ -155,7 +155,10 @@ def clipping(known: Known) -> list[Move]:
 def dp_sgd(known: Known) -> list[Move]:
     """The noise of all local steps, and the clipping."""
     multiplier, budget = known.defense.noise_multiplier, known.defense.epsilon
-    scale: float | str = "clients choose the noise by epsilon, and do not tell"
+    scale: float | str = (
+        f"the noise that clients chose by epsilon is unknown here, as no audit wrote it down: name "
+        f"it if you know it, dp_sgd(epsilon={budget}, noise_multiplier=...)"
+    )
     if multiplier is not None or budget is None:
         size = known.here.training.batch_size if known.here.training else 1
         own = (1.0 if multiplier is None else multiplier) * known.defense.max_norm / size

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from adversaries.adaptive import Adaptation, Skipped, adaptations
 from adversaries.situation import situation
@@ -68,9 +70,9 @@ def adapt(
         except ComponentError as error:
             found.skipped.append((f"adapting to {spec}", str(error)))
             continue
-        here = situation(
-            [o for o in targets if behind(o) <= nodes], [o for o in linked if behind(o) <= nodes]
-        )
+        own = [o for o in targets if behind(o) <= nodes]
+        defenses = tuple(with_noise(defense, own, vault) for defense in defenses)
+        here = situation(own, [o for o in linked if behind(o) <= nodes])
         if plan.threat_model.unit != "update":
             here = replace(
                 here, unlinkable=f"the plan's unit of attack is {plan.threat_model.unit}"
@@ -126,6 +128,22 @@ def groups_of(
     if all(own == {""} for own in said.values()):
         unclear = [("adaptive attacks", "no target is defended, so there is nothing to adapt to")]
     return groups, unclear
+
+
+def with_noise(defense: Any, targets: Sequence[Observation], vault: TruthVault) -> Any:
+    """A defense by epsilon with the noise multiplier that its clients chose, as audited.
+
+    A server could compute it: it follows from epsilon, delta, rounds, batch size and the number
+    of samples, which clients send. Of clients with other numbers, it is the root mean square.
+    """
+    chosen_by_epsilon = getattr(defense, "epsilon", None) is not None
+    if not chosen_by_epsilon or getattr(defense, "noise_multiplier", 0.0) is not None:
+        return defense
+    told = (vault.defense_stats(e) for o in targets for e in members_of(o.exchanges))
+    chosen = [stats["noise_multiplier"] for stats in told if "noise_multiplier" in stats]
+    if not chosen:
+        return defense
+    return defense.model_copy(update={"noise_multiplier": math.hypot(*chosen) / len(chosen) ** 0.5})
 
 
 def behind(target: Observation) -> frozenset[str]:

@@ -192,6 +192,8 @@ def test_a_client_charges_its_own_account_and_keeps_its_loss(
     )
     assert kept["epsilon"] == spent.epsilon
     assert kept["delta"] == DELTA
+    assert kept["noise_multiplier"] == 1.0
+    assert kept["samples"] == n
 
 
 def test_a_client_tells_its_epsilon_only_if_it_wants(

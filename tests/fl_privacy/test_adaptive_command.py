@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from fl_privacy import adaptive_attack
 from fl_privacy.adaptive_command import PLAIN, adapt, adaptive_plans
+from fl_privacy.component import create
 from fl_privacy.plan import AnalysisError, Plan
 from fl_privacy.results import load_results
 from fl_privacy.testing import toy_model
@@ -93,6 +95,30 @@ def test_several_defenses_have_their_own_adaptations(rounds: Path) -> None:
     plans = dict(adaptive_plans(rounds, BASE, model=toy_model))
     assert plans["surviving entries (top_k(k=9))"].nodes == ("4",)
     assert plans[f"likelihood ({NOISE})"].nodes == ("5",)
+
+
+def test_the_noise_that_epsilon_chose_is_known_from_the_audit(rounds: Path) -> None:
+    """By epsilon it is as if the noise had been named: its likelihood has the same scale."""
+    scales = {}
+    for spec, chosen in (
+        ("dp_sgd(noise_multiplier=0.5)", (None, None)),
+        ("dp_sgd(epsilon=3.0)", (0.5, 0.5)),
+        ("dp_sgd(epsilon=4.0)", (0.3, 0.4)),
+        ("dp_sgd(epsilon=5.0)", (None, None)),
+    ):
+        vault = TruthVault(rounds / "truth")
+        for number, noise in enumerate(chosen, start=1):
+            stats = {} if noise is None else {"noise_multiplier": noise}
+            vault.write_defense(attempt=1, round=number, node="5", spec=spec, stats=stats)
+        found = adapt(rounds, BASE, model=toy_model)
+        likelihood = dict(found.plans).get("likelihood")
+        made = create("adversaries", likelihood.adversary) if likelihood else None
+        scales[spec] = made.noise_scale if made else dict(found.skipped)["likelihood"]
+        assert likelihood is None or likelihood.threat_model.defense == spec
+    named, by_epsilon, mixed, unknown = scales.values()
+    assert named == by_epsilon
+    assert mixed / named == pytest.approx(math.sqrt((0.3**2 + 0.4**2) / 2) / 0.5, rel=1e-5)
+    assert "dp_sgd(epsilon=5.0, noise_multiplier=...)" in unknown
 
 
 def test_a_client_that_changes_its_defense_is_left_out_in_words(rounds: Path) -> None:
