@@ -101,11 +101,13 @@ class DefenseLine(Component):
 
 
 class Attack(Component):
-    """Who attacks every point; ``adaptive`` adds the adversaries that know its defense."""
+    """Who attacks every point; ``adaptive`` adds those that know its defense, and others."""
 
     adversary: Annotated[str, Field(description="adversary, as name(setting=value)")]
     name: Annotated[str, Field(description="name in figures; empty: the adversary's")] = ""
-    adaptive: Annotated[bool, Field(description="also those who know the defense")] = False
+    adaptive: Annotated[
+        bool, Field(description="also those that know the defense, and those for all")
+    ] = False
     metrics: Annotated[tuple[str, ...], Field(description="scores beside the usual ones")] = ()
     targets: Annotated[PositiveInt | None, Field(description="first targets; none: all")] = None
     rounds: Annotated[str, Field(description="rounds to attack; empty: all recorded")] = ""

@@ -94,6 +94,11 @@ def render(
                 "title": group,
                 "utility": utility[group],
                 "strips": strips[group],
+                "tried": [
+                    tried
+                    for attack in sweep.attacks
+                    if attack.adaptive and (tried := adversaries(found, group, attack.title))
+                ],
                 "table": table(sweep, found, group),
                 "ratios": [
                     section
@@ -169,6 +174,22 @@ def table(sweep: Sweep, found: Sequence[Measured], group: str) -> dict[str, Any]
         "several": len(sweep.attacks) > 1,
         "trained": any(m.curves for m in mine),
     }
+
+
+def adversaries(found: Sequence[Measured], group: str, attack: str) -> dict[str, Any] | None:
+    """Which adversaries each defense met, among whom the strongest is; None where none did."""
+    met: dict[str, dict[str, None]] = {}
+    for measured in found:
+        if measured.point.group == group and (attacked := measured.attacked(attack)):
+            labels = met.setdefault(measured.point.defense, {})
+            labels.update(dict.fromkeys(a.label for a in attacked.adversaries))
+    free = [
+        name for name in met if any(not m.point.spec and m.point.defense == name for m in found)
+    ]
+    most = max((len(labels) for labels in met.values()), default=0)
+    fewer = [name for name in free if len(met[name]) < most]
+    lines = [{"defense": name, "labels": list(labels)} for name, labels in met.items()]
+    return {"attack": attack, "lines": lines, "fewer": fewer, "most": most} if met else None
 
 
 def ratio_section(

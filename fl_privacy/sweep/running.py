@@ -37,7 +37,7 @@ class Tools(Protocol):
         """Run a stage's simulation into ``out``."""
 
     def adaptive_plans(self, run: Path, plan: Plan) -> list[tuple[str, Plan]]:
-        """The plain plan first, then those that know the defense of the recorded clients."""
+        """The plain plan first, then those that know the defense, or need not know it."""
 
     def attack(self, run: Path, plan: Plan, told: Told) -> ResultSet:
         """Run an adversary on a recording."""

@@ -96,7 +96,8 @@ def metrics_of(attacks: Sequence[Attacked]) -> list[MetricInfo]:
 
 def who(attacked: Attacked) -> Iterator[tuple[str, str, Adversary]]:
     """What each adversary of an attack is called, its style, and itself; the guess is the last."""
-    yield "plain", "attack", attacked.plain
+    only = attacked.attack.adaptive and len(attacked.adversaries) == 1
+    yield "plain, and no other" if only else "plain", "attack", attacked.plain
     if len(attacked.adversaries) > 1:
         count = len(attacked.adversaries)
         yield f"strongest of {count}: {attacked.strongest.label}", "attack", attacked.strongest

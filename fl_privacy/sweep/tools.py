@@ -10,7 +10,6 @@ from pathlib import Path
 from torch import Tensor
 
 from fl_privacy import component, simulation
-from fl_privacy.adaptive_command import adaptive_plans
 from fl_privacy.analysis import execute, prepare
 from fl_privacy.baseline_job import prepare_baseline
 from fl_privacy.component import ComponentError
@@ -19,6 +18,7 @@ from fl_privacy.preflight import prepare as rehearse
 from fl_privacy.protocols import Progress
 from fl_privacy.results import ResultSet
 from fl_privacy.run_folder import RunFolder
+from fl_privacy.sweep.adapting import plans_of
 from fl_privacy.sweep.running import Step, Told
 from fl_privacy.sweep.stages import Stage
 
@@ -50,8 +50,8 @@ class RealTools:
         )
 
     def adaptive_plans(self, run: Path, plan: Plan) -> list[tuple[str, Plan]]:
-        """The plain plan, and one for each adaptation to the defense that the audit names."""
-        return adaptive_plans(run, plan)
+        """The plain plan, and one for each adaptation, to the defense or to none."""
+        return plans_of(run, plan)
 
     def attack(self, run: Path, plan: Plan, told: Told) -> ResultSet:
         """Attack a recording offline."""

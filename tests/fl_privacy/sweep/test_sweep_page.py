@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,10 +16,11 @@ from rich.console import Console
 from fl_privacy.sweep.command import Request, execute
 from fl_privacy.sweep.figures import utility_figure
 from fl_privacy.sweep.live import Board, Clock, clock
+from fl_privacy.sweep.page import adversaries
 from fl_privacy.sweep.paper import SERIES, colored, standalone
 from fl_privacy.sweep.results import Measured, measure, round_seconds
 from fl_privacy.sweep.same_accuracy import plain, ratios, strongest
-from fl_privacy.sweep.table import cost, digits, undefended
+from fl_privacy.sweep.table import cost, digits, undefended, who
 
 TARGETS = 3
 
@@ -52,6 +54,8 @@ def _check_page(page: str) -> None:
     assert page.count("<svg") == 4
     assert "2 seeds" in page
     assert "strongest of 2: told" in page
+    assert page.count(" (2): plain; told</li>") == 3
+    assert "met fewer adversaries" not in page
     assert "blind guess" in page
 
 
@@ -152,3 +156,13 @@ def test_the_only_round_is_timed_where_there_is_no_other(request_of: Any, tools:
     assert stage is not None
     stage.perform(lambda out: tools().simulate(stage, out, print))
     assert round_seconds(stage) == [1.0]
+
+
+def test_a_point_that_met_fewer_adversaries_is_named(swept: Request) -> None:
+    found = measure(swept.read()[1])
+    alone = replace(found[0].attacks[0], adversaries=found[0].attacks[0].adversaries[:1])
+    tried = adversaries([replace(found[0], attacks=(alone,)), *found[1:]], "", "analytic")
+    assert tried is not None
+    assert (tried["fewer"], tried["most"]) == (["none"], 2)
+    assert tried["lines"][0] == {"defense": "none", "labels": ["plain"]}
+    assert next(who(alone))[0] == "plain, and no other"
