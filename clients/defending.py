@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from fl_privacy.component import ComponentError
+from fl_privacy.component import ComponentError, name_of
 from fl_privacy.protocols import GradientDefense, UpdateDefense
 from fl_privacy.recording_format import Layout
 from fl_privacy.types import Samples, Stats, Step, Task, Tensors
@@ -117,7 +117,7 @@ def split_defenses(
         if not isinstance(defense, UpdateDefense):
             raise ComponentError(
                 "expected at most one gradient defense, first, and update defenses after it; "
-                f"got {' + '.join(type(d).__name__ for d in defenses)}"
+                f"got {' + '.join(name_of('defenses', d) for d in defenses)}"
             )
     return (gradient[0] if gradient else None), tuple(rest)
 

@@ -352,7 +352,8 @@ def attack(
     told = [f"{n} targets not attacked: {why}" for why, n in command.failures(results[0]).items()]
     for text in filter(None, [*told, command.no_scores(results[0])]):
         Console(stderr=True, soft_wrap=True, emoji=False).print(printable(text))
-    typer.echo(f"Results in {results[0].folder}. Look at them: fl-privacy report {run}")
+    place = results[0].folder.parent if adaptive else results[0].folder
+    typer.echo(f"Results in {place}. Look at them: fl-privacy report {run}")
     if all(row["status"] == "failed" for row in results[0].rows()):
         raise typer.Exit(1)
 
@@ -405,8 +406,11 @@ def sweep(
         for part in command.rehearsed(request, device):
             Console(emoji=False).print(part, highlight=False)
         return
-    tools = RealTools(device, {"client_cpus": client_cpus, "client_gpus": client_gpus})
-    page, failed = command.execute(request, tools, Console(stderr=True, emoji=False))
+    console = Console(stderr=True, emoji=False)
+    tools = RealTools(
+        device, {"client_cpus": client_cpus, "client_gpus": client_gpus}, console.print
+    )
+    page, failed = command.execute(request, tools, console)
     for where, why in failed.items():
         _say_error(f"{where}: {why}")
     typer.echo(f"Sweep: {page}")

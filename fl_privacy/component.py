@@ -12,7 +12,7 @@ theirs through the entry-point groups ``fl_privacy.<group>``.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
@@ -133,7 +133,9 @@ def find(group: Group, name: str) -> type[Component]:
     table = installed(group)
     if name not in table:
         singular = group.removesuffix("s").replace("ie", "y")
-        raise ComponentError(f"no {singular} {name!r}; installed: {', '.join(sorted(table))}")
+        raise ComponentError(
+            f"no {singular} {name!r}{meant(name, table)}; installed: {', '.join(sorted(table))}"
+        )
     module, _, attribute = table[name].partition(":")
     try:
         component: type[Component] = getattr(import_module(module), attribute)
@@ -182,6 +184,19 @@ def canonical(group: Group, spec: str) -> tuple[str, ...]:
         return (spec,)
 
 
+def name_of(group: Group, component: object) -> str:
+    """The name under which a component is installed; that of its class where it is not."""
+    kind = type(component)
+    wanted = f"{kind.__module__}:{kind.__qualname__}"
+    return next((n for n, target in installed(group).items() if target == wanted), kind.__name__)
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """``, did you mean 'this'?`` where one of the ``known`` names is close; else nothing."""
+    close = get_close_matches(name, list(known), 1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
     """Split ``name(field=value, ...)`` into its name and settings.
 
@@ -226,15 +241,15 @@ def describe(name: str, component: type[BaseModel], error: ValidationError) -> s
     fields = [f.alias or n for n, f in component.model_fields.items()]
     lines = [_describe_one(name, fields, detail) for detail in error.errors()]
     unknown = any(e["type"] in ("extra_forbidden", "missing") for e in error.errors())
-    listed = f". Settings of {name}: {', '.join(fields) or 'none'}" if unknown else ""
-    return f"{name}: {'; '.join(lines)}{listed}"
+    said = f"{name}: {'; '.join(lines)}"
+    stop = "" if said.endswith("?") else "."
+    return f"{said}{stop} Settings of {name}: {', '.join(fields) or 'none'}" if unknown else said
 
 
 def _describe_one(name: str, fields: list[str], detail: Any) -> str:
     where = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        close = get_close_matches(where, fields, 1)
-        return f"no setting {where!r}" + (f", did you mean {close[0]!r}?" if close else "")
+        return f"no setting {where!r}{meant(where, fields)}"
     if detail["type"] == "missing":
         return f"{where} is required"
     what = str(detail["msg"]).removeprefix("Value error, ")

@@ -34,7 +34,7 @@ def location_of(run: str) -> str | Path:
 def overview(recording: Recording) -> Iterator[Table]:
     """What was recorded, attempt by attempt, and what failed."""
     entries = list(recording.entries(status=None))
-    yield _facts(recording)
+    yield _facts(recording, entries)
     yield _attempts(recording, entries)
     errors = Counter(entry.status for entry in entries if not entry.ok)
     if errors:
@@ -44,9 +44,15 @@ def overview(recording: Recording) -> Iterator[Table]:
         yield table
 
 
-def _facts(recording: Recording) -> Table:
+def _facts(recording: Recording, entries: list[Entry]) -> Table:
     table = Table(show_header=False, box=None)
-    for name, value in _rows_of(recording.manifest):
+    replies = [entry for entry in entries if entry.ok]
+    sparse = sum(entry.payload == "sparse-update" for entry in replies)
+    encoding = f"sparse in {sparse} of {len(replies)}, the values that changed alone"
+    for name, value in (
+        *_rows_of(recording.manifest),
+        *([("replies", encoding)] if sparse else []),
+    ):
         table.add_row(name, printable(value))
     return table
 
@@ -62,6 +68,8 @@ def _rows_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
     if training := manifest.local_training:
         yield "training", ", ".join(f"{k} {v}" for k, v in training)
     yield "strategy", str(config.get("strategy", "unknown"))
+    if central := config.get("dp-strategy"):
+        yield "dp-strategy", str(central)
     yield "partition", str(config.get("partition", "unknown"))
     yield "versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items())
 
@@ -108,7 +116,9 @@ def groups() -> tuple[str, ...]:
 def listing(group: str) -> Table:
     """The components of a group (or Flower's strategies, or the run settings)."""
     heads = ("name", "default", "meaning") if group == "settings" else ("name", "settings", "what")
-    table = Table(*heads, title=group.replace("_", " "), title_justify="left")
+    table = Table(title=group.replace("_", " "), title_justify="left")
+    for head in heads:
+        table.add_column(head, overflow="fold")
     for row in list(_rows(group)) or [("none installed", "", "")]:
         table.add_row(*map(printable, row))
     return table

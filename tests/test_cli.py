@@ -80,7 +80,13 @@ def test_the_defaults_that_simulate_shows_are_the_settings_defaults() -> None:
         (("--set", "lr"), "KEY=VALUE"),
         (("--lr", "-1"), "greater than 0"),
         (("--dataset", "nope"), "no dataset 'nope'; installed: cifar10"),
-        (("--model", "nope"), "no model 'nope'"),
+        (("--model", "nope"), "no model 'nope'; installed"),
+        (("--model", "lenet_zhu"), "no model 'lenet_zhu', did you mean 'lenet-zhu'?; installed"),
+        (("--defense", "soteria(rte=1)"), "did you mean 'rate'? Settings of soteria: layer, rate"),
+        (
+            ("--defense", "gaussian_noise(scale=1)+soteria"),
+            "after it; got gaussian_noise + soteria",
+        ),
         (("--partition", "iid(x=1)"), "iid"),
         (("--defense", "gaussian_noise(scale=-1)"), "scale"),
         (("--strategy", "nope"), "no strategy 'nope'; installed: bulyan"),
@@ -236,6 +242,40 @@ def test_list_shows_settings_and_defaults(cli: type[Command]) -> None:
     unknown = cli("list", "nope")
     assert unknown.code == 2
     assert "strategies" in unknown.err
+
+
+def test_a_narrow_list_folds_names_and_cuts_nothing(
+    cli: type[Command], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for group in ("dp-strategies", "adversaries", "settings"):
+        shown = cli("list", group).out
+        assert "…" not in shown
+    folded = "".join(
+        line[2:].split("│")[0].strip() for line in cli("list", "dp-strategies").out.splitlines()
+    )
+    assert "server-side-adaptive-clipping" in folded.replace(" ", "")
+
+
+def test_inspect_tells_of_sparse_replies_and_central_privacy(
+    cli: type[Command], tmp_path: Path
+) -> None:
+    import numpy as np
+
+    central = "server-side-fixed-clipping(noise_multiplier=1.0)"
+    manifest = Manifest(created="", run_config={"dp-strategy": central})
+    with RecordingWriter.open(tmp_path / "recording", manifest) as writer:
+        _, sent = writer.put_global({"weight": np.zeros(3, dtype=np.float32)})
+        writer.append(
+            round=1,
+            node="7",
+            arrays={"weight": np.ones(3, dtype=np.float32)},
+            num_examples=1,
+            global_digest=sent,
+        )
+    shown = cli("inspect", str(tmp_path)).out
+    assert central in " ".join(shown.split())
+    assert "sparse" not in shown
 
 
 def test_list_says_what_is_missing_or_broken_and_goes_on(

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from torch import Generator, Tensor
 from torch.func import functional_call, grad
 
-from fl_privacy.component import Component, ComponentError, create_all, spec_of
+from fl_privacy.component import Component, ComponentError, create_all, name_of, spec_of
 from fl_privacy.protocols import Noisy, UpdateDefense
 from fl_privacy.types import Stats, Step, Tensors
 
@@ -69,7 +69,7 @@ def update_defenses(spec: str) -> tuple[UpdateDefense, ...]:
         ComponentError: none, an unknown one, or one that does not act on updates.
     """
     defenses = create_all("defenses", spec)
-    wrong = [type(d).__name__ for d in defenses if not isinstance(d, UpdateDefense)]
+    wrong = [name_of("defenses", d) for d in defenses if not isinstance(d, UpdateDefense)]
     if wrong or not defenses:
         raise ComponentError(
             "expected update defenses joined by +, such as gaussian_noise(scale=0.01), "

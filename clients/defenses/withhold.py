@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Generator
 
 from fl_privacy.component import Component, ComponentError
@@ -23,13 +23,18 @@ class Withhold(Component):
     """Zeroes the update of whole layers: the global values go back, and no key is missing.
 
     ``layers`` are names of parameters (``classifier.weight``) or of the modules that hold them
-    (``classifier``). Buffers, batch-norm statistics among them, are no part of an update and
-    go out as they are.
+    (``classifier``); one name needs no list. Buffers, batch-norm statistics among them,
+    are no part of an update and go out as they are.
     """
 
     layers: Annotated[
         tuple[str, ...], Field(min_length=1, description="parameters or the modules that hold them")
     ]
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _several(cls, layers: object) -> object:
+        return (layers,) if isinstance(layers, str) else layers
 
     def defend_update(self, update: Tensors, *, generator: Generator) -> tuple[Tensors, Stats]:
         """The update with zeros for the withheld layers, and their share of its entries.

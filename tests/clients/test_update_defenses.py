@@ -352,8 +352,8 @@ def test_it_joins_update_defenses_in_one_setting() -> None:
     [
         ("each_step", "defense is required"),
         ("each_step(defense='')", "expected update defenses joined by .* got none"),
-        ("each_step(defense='per_sample_clipping(max_norm=1.0)')", "got PerSampleClipping"),
-        ("each_step(defense=\"each_step(defense='top_k(k=1)')\")", "got EachStep"),
+        ("each_step(defense='per_sample_clipping(max_norm=1.0)')", "got per_sample_clipping"),
+        ("each_step(defense=\"each_step(defense='top_k(k=1)')\")", "got each_step"),
         ("each_step(defense='top_k(k=0)')", "top_k: k: .* greater than or equal to 1"),
         ("each_step(defense='nope')", "no defense 'nope'"),
         ("top_k", "either k, a number of entries, or share"),
@@ -370,3 +370,9 @@ def test_it_joins_update_defenses_in_one_setting() -> None:
 def test_senseless_settings_are_refused_when_it_is_made(spec: str, message: str) -> None:
     with pytest.raises(ComponentError, match=message):
         create("defenses", spec)
+
+
+def test_one_layer_to_withhold_needs_no_list() -> None:
+    assert create("defenses", "withhold(layers='b')") == Withhold(layers=("b",))
+    with pytest.raises(ComponentError, match=r"no parameter 'nope'"):
+        create("defenses", "withhold(layers='nope')").defend_update(update(), generator=seeded())

@@ -144,6 +144,8 @@ def test_inspect_shows_received_and_dense_sizes(run: Callable[..., Recording]) -
     changes = SMALL | {"client-defense": "top_k(k=5)", "num-server-rounds": 1}
     sparse = run(changes | {"client-encoding": "sparse"}, "sparse")
     (header,) = (line for line in shown(sparse).splitlines() if "if dense" in line)
+    count = len(list(sparse.entries()))
+    assert f"sparse in {count} of {count}" in shown(sparse)
     assert header.index("size") < header.index("if dense")
     assert "if dense" not in shown(run(changes, "dense"))
 
