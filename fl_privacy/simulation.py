@@ -29,7 +29,14 @@ _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _ROUND = re.compile(r"\[ROUND (\d+)/(\d+)\]")
 _STARTED = re.compile(r"started run (\d+)")
 _CRASH = re.compile(r"^ERROR.*An exception occur+ed ?!! (.+)")
+_RAY_TIMEOUT = re.compile(r"node timed out during startup|GCS (may have|has) become overloaded")
 _RAY_ERROR = re.compile(r"<class 'ray\.exceptions.*?Message: (.*?)'>", re.DOTALL)
+
+RAY_TIMEOUT = "Ray did not start in time: the machine is overloaded; try again"
+
+
+class RayTimeoutError(SimulationError):
+    """Ray gave up on its own start, which another attempt may survive."""
 
 
 def simulate(
@@ -43,19 +50,22 @@ def simulate(
     total_cpus: int | None = None,
     total_gpus: int | None = None,
     stream: Callable[[str], None] = lambda line: None,
+    stopping: Callable[[], None] = lambda: None,
 ) -> None:
     """Run a Flower app (by default this one) in Flower's simulation engine, to its end.
 
     ``config`` overrides keys of the app's run config; ``out`` becomes its ``out-dir``.
     Each client gets ``client_cpus`` cores and ``client_gpus`` (a fraction is fine) of the
     ``total_cpus`` and ``total_gpus`` that Ray may use (None: all it finds). ``stream`` gets
-    each line of Flower's log, which also goes to ``simulation.log`` in the run folder.
+    each line of Flower's log, which also goes to ``simulation.log`` in the run folder;
+    ``stopping`` is called when a signal ends the run, which takes seconds.
 
     Raises:
         ComponentError, DatasetError: a setting is wrong, settings do not go together, or a
             client wants more than there is.
         RunFolderError, RecordingError: ``out`` cannot be used, or not resumed with ``config``.
         SimulationError: the run did not complete; the message says why.
+        RayTimeoutError: Ray did not start in time, as on an overloaded machine; try again.
     """
     check_ray_address(os.environ.get("RAY_ADDRESS", ""))
     if app is None:
@@ -70,7 +80,7 @@ def simulate(
         "init-args-num-cpus": total_cpus,
         "init-args-num-gpus": total_gpus,
     }
-    with private_superlink() as link:
+    with private_superlink(stopping) as link:
         source = app or assemble_app(link.home / "app")
         command = _run_command(link, source, {**config, "out-dir": str(out)}, resources)
         run_id, crash = follow(link, command, folder.log, stream)
@@ -132,7 +142,9 @@ def follow(
             log.flush()
             if run_id is None and (started := _STARTED.search(line)):
                 run_id = started[1]
-            if crashed := _CRASH.match(line):
+            if _RAY_TIMEOUT.search(line):
+                crash = RAY_TIMEOUT
+            elif (crashed := _CRASH.match(line)) and crash != RAY_TIMEOUT:
                 crash = crashed[1]
             stream(line)
     if run_id is None:
@@ -171,7 +183,8 @@ def _require_completed(link: SuperLink, run_id: str, crash: str, log_file: Path)
         ) from None
     if run["status"] != "finished:completed":
         details = crash or _plain(run["status-details"])
-        raise SimulationError(f"{details} (the run {run['status']}; log: {log_file})")
+        kind = RayTimeoutError if crash == RAY_TIMEOUT else SimulationError
+        raise kind(f"{details} (the run {run['status']}; log: {log_file})")
 
 
 def _plain(details: str) -> str:

@@ -51,10 +51,11 @@ class SuperLink:
 
 
 @contextmanager
-def private_superlink() -> Iterator[SuperLink]:
+def private_superlink(stopping: Callable[[], None] = lambda: None) -> Iterator[SuperLink]:
     """Start a SuperLink in simulation mode; end it and all its helpers on the way out.
 
-    SIGTERM and SIGHUP raise `SystemExit` inside the block, SIGINT `KeyboardInterrupt`.
+    SIGTERM and SIGHUP raise `SystemExit` inside the block, SIGINT `KeyboardInterrupt`; then
+    ``stopping`` is called before the end, which takes seconds.
 
     Raises:
         SimulationError: it did not start; the message holds what it said.
@@ -65,6 +66,9 @@ def private_superlink() -> Iterator[SuperLink]:
         try:
             _start(link)
             yield link
+        except (KeyboardInterrupt, SystemExit):
+            stopping()
+            raise
         finally:
             with _signals_ignored():
                 end(f"{_MARK}={mark}")

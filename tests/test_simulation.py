@@ -18,7 +18,7 @@ from fl_privacy.component import ComponentError
 from fl_privacy.preflight import check_ray_address, check_resources
 from fl_privacy.processes import marked
 from fl_privacy.recording import Recording
-from fl_privacy.simulation import assemble_app, follow, round_of, simulate
+from fl_privacy.simulation import RAY_TIMEOUT, assemble_app, follow, round_of, simulate
 from fl_privacy.superlink import SimulationError, SuperLink, signals_raise
 from fl_privacy.truth import TruthVault
 
@@ -146,6 +146,17 @@ def test_a_crash_in_the_log_of_an_earlier_attempt_is_not_this_ones(
     lines = ["Successfully started run 7", crash + reason if reason else "INFO : fine"]
     said = follow(link, ["printf", r"%s\n", *lines], tmp_path / "log", lambda line: None)
     assert said == ("7", reason)
+
+
+def test_a_ray_that_is_late_is_told_from_other_crashes(tmp_path: Path) -> None:
+    link = SuperLink(tmp_path, dict(os.environ))
+    link.work.mkdir()
+    late = "Exception: The current node timed out during startup. This could happen because"
+    lines = [
+        "Successfully started run 7", late, "ERROR : An exception occurred !! Runtime crashed"
+    ]  # fmt: skip
+    said = follow(link, ["printf", r"%s\n", *lines], tmp_path / "log", lambda line: None)
+    assert said == ("7", RAY_TIMEOUT)
 
 
 def names(mark: str) -> list[str]:

@@ -33,7 +33,8 @@ MEASURED = ("accuracy", "metric", "mean", "n")
 def sweep(file: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
     code = "from fl_privacy.cli import main; main()"
     command = [sys.executable, "-c", code, "sweep", str(file), "--out", str(out), *options]
-    return subprocess.Popen(command, cwd=file.parent, stderr=subprocess.DEVNULL)
+    said = (out.parent / f"{out.name}.txt").open("ab")
+    return subprocess.Popen(command, cwd=file.parent, stderr=said)
 
 
 def numbers(out: Path, defense: str) -> list[tuple[str, ...]]:
@@ -59,6 +60,8 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path) -> None:
     assert list(points.glob("noise-*/seed-0/*.partial"))
     first.send_signal(signal.SIGINT)
     assert first.wait(timeout=60) == 130
+    said = (tmp_path / "out.txt").read_text()
+    assert said.index("Stopping Flower ...") < said.index("Interrupted; the same command goes on")
     (recording,) = points.glob("none/seed-0/train-*/recording")
     before, kept = Recording(recording).manifest.id, numbers(out, "none")
     assert len(kept) >= 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,10 +12,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fl_privacy.printable import printable
+from fl_privacy.printable import plain, printable
 from fl_privacy.superlink import signals_raise
 from fl_privacy.sweep.grid import Sweep
-from fl_privacy.sweep.live import shown
+from fl_privacy.sweep.live import folded, shown
 from fl_privacy.sweep.page import write_page
 from fl_privacy.sweep.reading import SweepError, read_sweep
 from fl_privacy.sweep.results import measure
@@ -59,11 +59,17 @@ class Request:
 
     @property
     def command(self) -> str:
-        """The same request as a command line."""
+        """What makes the whole sweep, as a command line."""
         parts = ["fl-privacy", "sweep", str(self.file), "--out", str(self.out)]
         parts += ["--full"] if self.full else []
         parts += [word for pair in self.pairs for word in ("--set", pair)]
         return shlex.join(parts)
+
+    @property
+    def typed(self) -> str:
+        """The same request as a command line."""
+        only = [word for pattern in self.only for word in ("--only", pattern)]
+        return f"{self.command} {shlex.join(only)}".strip()
 
 
 def execute(request: Request, tools: Tools, console: Console) -> tuple[Path, dict[str, str]]:
@@ -79,11 +85,16 @@ def execute(request: Request, tools: Tools, console: Console) -> tuple[Path, dic
     console.print(estimate(wanted), highlight=False)
     preflight(pending(wanted), tools.device)
     with locked(request.out), signals_raise():
+        failed: dict[str, str] = {}
         try:
             with shown(wanted, console) as board:
-                failed = run_sweep(wanted, tools, board)
+                run_sweep(wanted, tools, board, failed)
+        except (KeyboardInterrupt, SystemExit):
+            words = f"Interrupted; the same command goes on: {request.typed}"
+            console.print(plain(words), markup=False, highlight=False, soft_wrap=True)
+            raise
         finally:
-            page = publish(request, sweep, cells)
+            page = publish(request, sweep, cells, failed)
     return page, failed
 
 
@@ -99,10 +110,12 @@ def rehearsed(request: Request, device: str) -> tuple[Table, str]:
     return overview(wanted), estimate(wanted)
 
 
-def publish(request: Request, sweep: Sweep, cells: Sequence[Cell]) -> Path:
-    """Write the page of all that is there."""
+def publish(
+    request: Request, sweep: Sweep, cells: Sequence[Cell], failed: Mapping[str, str]
+) -> Path:
+    """Write the page of all that is there, and of what failed."""
     left = len(pending(cells))
-    return write_page(request.out, sweep, measure(cells), left, request.command)
+    return write_page(request.out, sweep, measure(cells), left, request.command, failed)
 
 
 def estimate(cells: Sequence[Cell]) -> str:
@@ -123,7 +136,7 @@ def estimate(cells: Sequence[Cell]) -> str:
 
 def overview(cells: Sequence[Cell]) -> Table:
     """Every point with its defense and what is left of it."""
-    table = Table("point", "defense", "left", title_justify="left")
+    table = folded("point", "defense", "left")
     for name in dict.fromkeys(cell.point.name for cell in cells):
         mine = [cell for cell in cells if cell.point.name == name]
         todo = [_short(step) for cell in mine for step in steps(cell) if not step.done]

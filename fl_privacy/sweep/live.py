@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
 from fl_privacy.printable import plain, printable
 from fl_privacy.sweep.results import Adversary, Measured, measure
@@ -42,6 +42,18 @@ class Clock:
                 return None
             total += count * sum(self.spent[kind]) / max(len(self.spent[kind]), 1)
         return total
+
+    @property
+    def words(self) -> str:
+        """How many steps are left, and how long they may take once that can be told."""
+        steps, remaining = sum(self.left.values()), self.remaining
+        said = f"{steps} step{'' if steps == 1 else 's'} left"
+        return said if remaining is None or not steps else f"{said}, about {clock(remaining)}"
+
+
+def folded(*titles: str) -> Table:
+    """A table that cuts nothing off: what is too wide goes on below."""
+    return Table(*(Column(title, overflow="fold") for title in titles))
 
 
 class Board:
@@ -78,15 +90,19 @@ class Board:
         self.seconds[name] += seconds
         self.clock.ended(step.kind, seconds)
         self.measured[name] = _measured(self.cells[name])
-        self._say(step, f"failed: {error}" if error else f"finished in {seconds:.0f} s")
+        if error:
+            self._say(step, "failed", f"failed: {error}")
+        else:
+            self._say(step, f"finished in {seconds:.0f} s")
         if not error and not pending(self.cells[name]):
             self.state[name] = "done"
             self._draw()
 
-    def _say(self, step: Step, words: str) -> None:
+    def _say(self, step: Step, words: str, whole: str = "") -> None:
+        """``words`` into the table; a line of its own for the ``whole``, or where no table is."""
         self.state[step.cell.point.name] = f"{_where(step)} {words}"
-        if self.live is None:
-            line = f"{step.cell.point.name}, seed {step.cell.seed}: {step.title} {words}"
+        if self.live is None or whole:
+            line = f"{step.cell.point.name}, seed {step.cell.seed}: {step.title} {whole or words}"
             self.console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
         self._draw()
 
@@ -96,13 +112,8 @@ class Board:
 
     def table(self) -> Table:
         """The points around the current one, as many as the terminal has room for."""
-        remaining = self.clock.remaining
-        eta = "unknown yet" if remaining is None else clock(remaining)
-        table = Table(
-            *("point", "at", "accuracy", "MSE plain", "strongest", "time"),
-            caption=f"{sum(self.clock.left.values())} steps left, about {eta}",
-            caption_justify="left",
-        )
+        table = folded("point", "at", "accuracy", "MSE plain", "strongest", "time")
+        table.caption, table.caption_justify = self.clock.words, "left"
         names = list(self.cells)
         room = max(3, self.console.height - ROOM)
         at = names.index(self.current) if self.current in names else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -43,18 +43,26 @@ class Picture:
     drawing: Markup
 
 
-def write_page(out: Path, sweep: Sweep, found: Sequence[Measured], left: int, command: str) -> Path:
+def write_page(
+    out: Path,
+    sweep: Sweep,
+    found: Sequence[Measured],
+    left: int,
+    command: str,
+    failed: Mapping[str, str],
+) -> Path:
     """Write ``sweep.html``, ``sweep.csv`` and ``figures/*.svg`` into ``out``; returns the page.
 
-    ``left`` is the number of steps that are not done, ``command`` what makes the rest. The
-    page shows clients' images, so only its owner may read it.
+    ``left`` is the number of steps that are not done, ``command`` what makes the rest, ``failed``
+    what could not be done, with the reasons. The page shows clients' images, so only its owner
+    may read it.
 
     Raises:
         SweepError: the folder cannot be written.
     """
     utility = {group: list(utilities(sweep, found, group)) for group in groups(found)}
     strips = {group: list(strips_of(sweep, found, group)) for group in groups(found)}
-    page = render(sweep, found, utility, strips, left, command)
+    page = render(sweep, found, utility, strips, left, command, failed)
     drawn = [p for pictures in (utility, strips) for group in pictures.values() for p in group]
     written = [(out / "sweep.html", page), (out / "sweep.csv", csv_text(found))]
     written += [(out / "figures" / f"{p.name}.svg", standalone(p.drawing)) for p in drawn]
@@ -72,6 +80,7 @@ def render(
     strips: dict[str, list[Picture]],
     left: int,
     command: str,
+    failed: Mapping[str, str],
 ) -> str:
     """The page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -88,6 +97,7 @@ def render(
         series=series_style(),
         left=left,
         command=command,
+        failed=failed,
         points=len(found),
         groups=[
             {

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from fl_privacy.code_digest import PACKAGES
 from fl_privacy.plan import Plan
 from fl_privacy.results import ResultSet
+from fl_privacy.simulation import RayTimeoutError
 from fl_privacy.sweep.answers import (
     GUESS,
     PLAIN,
@@ -97,13 +98,12 @@ def pending(cells: Sequence[Cell]) -> list[Step]:
     return [step for cell in cells for step in steps(cell) if not step.done]
 
 
-def run_sweep(cells: Sequence[Cell], tools: Tools, watch: Watch) -> dict[str, str]:
-    """Do what is left; returns the cells that failed, each with its reason.
+def run_sweep(cells: Sequence[Cell], tools: Tools, watch: Watch, failed: dict[str, str]) -> None:
+    """Do what is left; adds the cells that fail to ``failed``, each with its reason.
 
     A cell that fails leaves the others: only what the package itself refuses or reports
     counts as a failure, anything else is a bug and ends the sweep.
     """
-    failed: dict[str, str] = {}
     for cell in cells:
         for step in steps(cell):
             if step.done:
@@ -112,7 +112,6 @@ def run_sweep(cells: Sequence[Cell], tools: Tools, watch: Watch) -> dict[str, st
             if error:
                 failed[f"{cell.point.name}, seed {cell.seed}, {step.title}"] = error
                 break
-    return failed
 
 
 def _attempt(step: Step, tools: Tools, watch: Watch) -> str:
@@ -130,9 +129,16 @@ def _attempt(step: Step, tools: Tools, watch: Watch) -> str:
 
 
 def perform(step: Step, tools: Tools, told: Told) -> None:
-    """Do one step from its beginning; an attack goes on with the targets it lacks."""
+    """Do one step from its beginning; an attack goes on with the targets it lacks.
+
+    Where Ray did not start in time, a simulation is tried once more.
+    """
     if step.attack is None:
-        step.stage.perform(lambda out: tools.simulate(step.stage, out, told))
+        try:
+            step.stage.perform(lambda out: tools.simulate(step.stage, out, told))
+        except RayTimeoutError:
+            told("Ray did not start in time, trying again")
+            step.stage.perform(lambda out: tools.simulate(step.stage, out, told))
         return
     start = time.monotonic()
     made = list(_attacked(step, step.attack, tools, told))

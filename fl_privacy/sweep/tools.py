@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,10 +27,14 @@ TELL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class RealTools:
-    """Simulations with the given resources a client, attacks on ``device``."""
+    """Simulations with the given resources a client, attacks on ``device``.
+
+    ``say`` hears at once that a signal stops Flower, which takes seconds.
+    """
 
     device: str = "auto"
     resources: Mapping[str, float | None] = field(default_factory=dict)
+    say: Callable[[str], None] = lambda words: None
 
     def simulate(self, stage: Stage, out: Path, told: Told) -> None:
         """Run a stage with Flower."""
@@ -46,6 +50,7 @@ class RealTools:
             out=out,
             clients=stage.clients,
             stream=hear,
+            stopping=lambda: self.say("Stopping Flower ..."),
             **resources,  # type: ignore[arg-type]
         )
 

@@ -21,6 +21,7 @@ from fl_privacy.plan import Plan
 from fl_privacy.recording import Manifest, RecordingWriter
 from fl_privacy.results import MetricInfo, ResultConfig, ResultSet, ResultWriter
 from fl_privacy.run_folder import RunFolder
+from fl_privacy.simulation import RayTimeoutError
 from fl_privacy.sweep.command import Request
 from fl_privacy.sweep.running import Told
 from fl_privacy.sweep.stages import Stage
@@ -58,6 +59,8 @@ adaptive = true
 class FakeTools:
     """Invents a run of some clients; a stronger defense costs accuracy and raises the error.
 
+    Ray does not start in the first ``late`` simulations.
+
     ``interrupt`` names a step, such as "train 2" for the third training, in the middle of which
     Ctrl-C comes; ``refuse`` a defense that cannot be simulated.
     """
@@ -65,6 +68,7 @@ class FakeTools:
     targets: int = 3
     interrupt: str = ""
     refuse: str = "-"
+    late: int = 0
     done: list[str] = field(default_factory=list)
     device: str = "cpu"
 
@@ -72,6 +76,9 @@ class FakeTools:
         """Write what a simulation leaves."""
         number = Counter(self.done)[stage.kind]
         settings = stage.parsed
+        if self.late:
+            self.late -= 1
+            raise RayTimeoutError("Ray did not start in time")
         if settings.client_defense.startswith(self.refuse):
             raise ComponentError("refused")
         folder, rounds = RunFolder(out), settings.num_server_rounds

@@ -127,8 +127,10 @@ def test_the_time_that_is_left_is_known_once_every_kind_was_timed() -> None:
     assert timer.remaining is None
     timer.ended("train", 10.0)
     assert timer.remaining is None
+    assert timer.words == "2 steps left"
     timer.ended("record", 4.0)
     assert timer.remaining == 10.0
+    assert timer.words == "1 step left, about 0:10"
     assert clock(3723) == "1:02:03"
     assert clock(63) == "1:03"
 

@@ -27,7 +27,9 @@ def run(request: Request, tools: Any) -> dict[str, str]:
     """The sweep without its page."""
     _, cells = request.read()
     wanted = request.wanted(cells)
-    return run_sweep(wanted, tools, Board(wanted, Console(file=io.StringIO())))
+    failed: dict[str, str] = {}
+    run_sweep(wanted, tools, Board(wanted, Console(file=io.StringIO())), failed)
+    return failed
 
 
 def numbers(request: Request) -> str:
@@ -74,8 +76,12 @@ def test_an_interrupted_sweep_goes_on_to_the_same_numbers(
 def test_an_interruption_leaves_a_page_of_what_is_there(
     request_of: Any, tools: Any, tmp_path: Path
 ) -> None:
+    said = io.StringIO()
     with pytest.raises(KeyboardInterrupt):
-        whole(request_of(), tools(interrupt="train 1"))
+        execute(request_of(only=("n*",)), tools(interrupt="train 1"), Console(file=said))
+    (last,) = said.getvalue().splitlines()[-1:]
+    command = f"fl-privacy sweep {tmp_path / 'sweep.toml'} --out {tmp_path / 'out'} --only 'n*'"
+    assert last == f"Interrupted; the same command goes on: {command}"
     page = (tmp_path / "out" / "sweep.html").read_text()
     assert f"Unfinished: {3 * (POINTS - 1)} steps left" in page
 
@@ -108,6 +114,24 @@ def test_a_point_that_fails_leaves_the_others(request_of: Any, tools: Any) -> No
     mended = tools()
     assert run(request_of(), mended) == {}
     assert Counter(mended.done)["train"] == 1
+
+
+def test_the_page_names_what_failed_and_why(request_of: Any, tools: Any, tmp_path: Path) -> None:
+    said = io.StringIO()
+    console = Console(file=said, force_terminal=True, width=60, height=40)
+    execute(request_of(), tools(refuse="per_sample_clipping"), console)
+    page = (tmp_path / "out" / "sweep.html").read_text()
+    assert "3 steps left" in page
+    assert "seed 0, training failed: refused</p>" in page
+    assert "training failed: refused\n" in said.getvalue().replace("\r", "")
+
+
+def test_ray_is_given_a_second_chance_and_no_third(request_of: Any, tools: Any) -> None:
+    once = tools(late=1)
+    assert run(request_of(), once) == {}
+    assert Counter(once.done)["train"] == POINTS
+    (why,) = run(Request(request_of().file, request_of().out / "b"), tools(late=2)).values()
+    assert why == "Ray did not start in time"
 
 
 def test_a_bug_is_no_failure_of_a_point(request_of: Any, tools: Any) -> None:
@@ -180,6 +204,9 @@ def test_a_dry_run_lists_the_work_and_does_nothing(request_of: Any, tmp_path: Pa
     request = request_of()
     table, line = command.rehearsed(request, "cpu")
     assert table.row_count == POINTS
+    narrow = Console(file=io.StringIO(), width=60)
+    narrow.print(table)
+    assert "…" not in narrow.file.getvalue()  # type: ignore[attr-defined]
     assert "to do: 8 simulations (4 train, 4 record) and 4 attacks" in line
     assert not (tmp_path / "out").exists()
 
