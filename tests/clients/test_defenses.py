@@ -241,7 +241,7 @@ def test_one_gradient_defense_may_come_first() -> None:
     ],
 )
 def test_other_orders_are_refused(spec: str) -> None:
-    with pytest.raises(ComponentError, match=r"at most one gradient defense.*PerSampleClipping"):
+    with pytest.raises(ComponentError, match=r"at most one gradient defense.*per_sample_clipping"):
         split_defenses(create_all("defenses", spec))
 
 
