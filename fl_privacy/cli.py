@@ -375,13 +375,13 @@ def sweep(
         Path, typer.Argument(metavar="FILE", help="TOML file of the sweep (docs/sweep.md).")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the sweep; goes on there.")],
-    full: Annotated[
-        bool, typer.Option("--full", help="Apply the file's table of changes.")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help=r"Apply the file's table \[full].")] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="A setting of [run]; train.KEY, record.KEY; repeat."
+            "--set",
+            metavar="KEY=VALUE",
+            help=r"A setting of \[run]; or of train.KEY, record.KEY; repeat.",
         ),
     ] = None,
     only: Annotated[

@@ -254,4 +254,6 @@ def _describe_one(name: str, fields: list[str], detail: Any) -> str:
         return f"{where} is required"
     what = str(detail["msg"]).removeprefix("Value error, ")
     what = what[:1].lower() + what[1:]
-    return f"{where}: {what} (got {detail['input']!r})" if where else what
+    held = detail["input"]
+    told = detail["type"] == "value_error" and isinstance(held, dict)  # the message names its part
+    return f"{where}: {what}{'' if told else f' (got {held!r})'}" if where else what

@@ -82,7 +82,7 @@ def execute(request: Request, tools: Tools, console: Console) -> tuple[Path, dic
     """
     sweep, cells = request.read()
     wanted = request.wanted(cells)
-    console.print(estimate(wanted), highlight=False)
+    console.print(summary(sweep, wanted), markup=False, highlight=False)
     preflight(pending(wanted), tools.device)
     with locked(request.out), signals_raise():
         failed: dict[str, str] = {}
@@ -104,10 +104,10 @@ def rehearsed(request: Request, device: str) -> tuple[Table, str]:
     Raises:
         SweepError, ComponentError, DatasetError, AnalysisError: what would be refused.
     """
-    _, cells = request.read()
+    sweep, cells = request.read()
     wanted = request.wanted(cells)
     preflight(pending(wanted), device)
-    return overview(wanted), estimate(wanted)
+    return overview(wanted), summary(sweep, wanted)
 
 
 def publish(
@@ -116,6 +116,17 @@ def publish(
     """Write the page of all that is there, and of what failed."""
     left = len(pending(cells))
     return write_page(request.out, sweep, measure(cells), left, request.command, failed)
+
+
+def summary(sweep: Sweep, cells: Sequence[Cell]) -> str:
+    """How much work there is, and what the page will lack."""
+    if any(not line.spec for line in sweep.defenses.values()):
+        return estimate(cells)
+    lacks = ["changes against no defense"] + ["the start of ratios"] * bool(sweep.reference)
+    return (
+        f"{estimate(cells)}\nNo undefended point, so the page will lack "
+        f"{' and '.join(lacks)}: add [defenses.none] without a spec"
+    )
 
 
 def estimate(cells: Sequence[Cell]) -> str:

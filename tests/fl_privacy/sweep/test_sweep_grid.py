@@ -198,3 +198,11 @@ def test_the_files_that_come_with_the_project_are_sweeps(path: Path) -> None:
         sweep = read_sweep(path, full=full)
         assert isinstance(sweep, Sweep)
         assert sweep.reference in sweep.defenses
+
+
+def test_a_wrong_value_is_named_without_the_whole_table(tmp_path: Path) -> None:
+    with pytest.raises(ComponentError) as refused:
+        read_sweep(written(tmp_path), pairs=["lr=fast"])
+    assert "lr" in str(refused.value)
+    assert "'fast'" in str(refused.value)
+    assert "{" not in str(refused.value)

@@ -211,6 +211,16 @@ def test_a_dry_run_lists_the_work_and_does_nothing(request_of: Any, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_sweep_without_an_undefended_point_is_told_what_it_lacks(request_of: Any) -> None:
+    _, whole = command.rehearsed(request_of(), "cpu")
+    assert "undefended" not in whole
+    text = request_of().file.read_text().replace("[defenses.none]\n", "")
+    _, line = command.rehearsed(request_of(text), "cpu")
+    assert "lack changes against no defense and the start of ratios: add [defenses.none]" in line
+    _, line = command.rehearsed(request_of(text.replace('reference = "noise"', "")), "cpu")
+    assert "lack changes against no defense: add [defenses.none]" in line
+
+
 def test_what_is_left_needs_no_simulation_to_be_told(request_of: Any) -> None:
     _, cells = request_of().read()
     assert len(pending(cells)) == 3 * POINTS
