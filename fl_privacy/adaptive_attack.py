@@ -16,6 +16,7 @@ from fl_privacy.attack_progress import attack_progress
 from fl_privacy.baseline_job import prepare_baseline
 from fl_privacy.component import ComponentError
 from fl_privacy.custom_model import custom_model
+from fl_privacy.left_out import write_left_out
 from fl_privacy.plan import AnalysisError, Plan
 from fl_privacy.printable import printable
 from fl_privacy.report.scores import BASELINE, Analysis, analyses, defenses, score
@@ -56,7 +57,25 @@ def attack_adaptively(
         job, weaker = prepare_baseline(run, guess, model=factory, model_name=model, task=task)
         warn(weaker if own else "")
         jobs.append((BASELINE if own else f"{BASELINE}, {unit}", job))
-    return Attacked([(name, run_job(name, job)) for name, job in jobs], skipped)
+    attacked = Attacked([(name, run_job(name, job)) for name, job in jobs], skipped)
+    write_left_out(run, plan.adversary, [*skipped, *within(attacked.results)])
+    return attacked
+
+
+def within(results: Sequence[tuple[str, ResultSet]]) -> list[tuple[str, str]]:
+    """Those that attack some targets of another analysis in the same way, so are part of it."""
+    first: dict[Path, str] = {}
+    found = []
+    for name, result in results:
+        if (whole := first.setdefault(result.folder, name)) != name:
+            found.append(
+                (
+                    name,
+                    f"its targets are among those of {whole}, attacked alike, so it is no rival of "
+                    f"its own in the comparison; the terminal shows its scores",
+                )
+            )
+    return found
 
 
 def over_units(plan: Plan, plans: Sequence[Plan], unit: str) -> Plan:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fl_privacy.report import words
 from fl_privacy.report.contest import Contest, contests
 from fl_privacy.report.reading import Run
-from fl_privacy.report.scores import Analysis, defenses
+from fl_privacy.report.scores import Analysis, Score, defenses
 
 PSNR = "psnr"
 """The metric the headline is about."""
@@ -19,11 +19,12 @@ LABELS = "label_accuracy"
 
 @dataclass(frozen=True)
 class Side:
-    """One number of a headline: in dB, who got it, and its style on the page."""
+    """One number of a headline, who got it, and its style on the page."""
 
     got: str
     who: str
     kind: str
+    unit: str = "dB"
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,13 @@ def headlines(found: Sequence[Analysis]) -> list[Headline]:
     for defense in defenses(found):
         held = contests(found, defense, PSNR)
         for one in held:
-            labels = [c for c in contests(found, defense, LABELS) if c.setting == one.setting]
+            told = [c for c in contests(found, defense, LABELS) if c.setting == one.setting]
+            labels = told[0].best if told else None
             said.append(
                 Headline(
                     title=words.contest_title(one, len(held)),
-                    sentence=words.headline(one)
-                    + words.labels_too(labels[0].best if labels else None)
-                    + words.unmet(one),
-                    sides=sides(one),
+                    sentence=words.headline(one) + words.labels_too(labels) + words.unmet(one),
+                    sides=(*sides(one), *labels_alone(one, labels)),
                     oracle=one.best.analysis.config.oracle,
                     told=bool(one.best.analysis.told),
                 )
@@ -71,6 +71,17 @@ def sides(one: Contest) -> tuple[Side, ...]:
     if guess and guess.n:
         shown.append(Side(words.number(guess.mean, one.best.metric), "blind guess", "baseline"))
     return tuple(shown)
+
+
+def labels_alone(one: Contest, labels: Score | None) -> tuple[Side, ...]:
+    """The labels, where they leaked and the pictures did not."""
+    gain = one.best.gain
+    if labels is None or not labels.guess or not words.labels_too(labels):
+        return ()
+    if gain is not None and gain.low > 0:
+        return ()
+    who = f"labels (guess {100 * labels.guess.mean:.0f} %)"
+    return (Side(f"{100 * labels.interval.mean:.0f}", who, "attack", "%"),)
 
 
 def why_no_scores(run: Run) -> str:

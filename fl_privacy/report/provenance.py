@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from fl_privacy.membership_run import clients_of
 from fl_privacy.plan import METRICS
 from fl_privacy.report import words
 from fl_privacy.report.reading import Run
@@ -30,10 +31,23 @@ def provenance(run: Run) -> list[tuple[str, Facts]]:
                 ("code digest", manifest.code_digest or "unknown"),
                 ("versions", _pairs(manifest.versions)),
                 ("run config", settings or "unknown"),
+                *client_facts(run),
             ],
         )
     ]
     return [*parts, *((a.label, _facts(a)) for a in run.analyses)]
+
+
+def client_facts(run: Run) -> Facts:
+    """The clients' own settings, which no recording holds, as far as an audit wrote them down."""
+    known = clients_of(run.path).defenses
+    if not known:
+        return []
+    said = (
+        f"{defense or 'none'}{f' ({words.samples(own)})' if own else ''}"
+        for defense, own in sorted(known.items())
+    )
+    return [("client-defense, from the audit", "; ".join(said))]
 
 
 def _facts(analysis: Analysis) -> Facts:

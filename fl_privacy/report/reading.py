@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fl_privacy.left_out import Reasons, read_left_out
 from fl_privacy.recording import Entry, Manifest, Recording
 from fl_privacy.report.gallery import TruthOf
 from fl_privacy.report.scores import Analysis, analyses
@@ -40,7 +41,8 @@ class Run:
     """A run as the report sees it.
 
     ``updates`` counts the recorded replies by round, ``lost`` the failures by reason;
-    ``truth_of`` is None when the run was no audit; ``batch_norm``: the network has it.
+    ``truth_of`` is None when the run was no audit; ``batch_norm``: the network has it;
+    ``left_out``: adaptations without results of their own, by the adversary that adapts.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Run:
     truth_of: TruthOf | None
     history: list[RoundScore]
     batch_norm: bool
+    left_out: Mapping[str, Reasons] = field(default_factory=dict)
 
 
 def read_run(path: Path) -> Run:
@@ -72,6 +75,7 @@ def read_run(path: Path) -> Run:
         truth_of=_truth_of(TruthVault(folder.truth)) if folder.truth.is_dir() else None,
         history=read_history(folder.history),
         batch_norm=_has_batch_norm(recording, replies),
+        left_out=read_left_out(path),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fl_privacy.component import parse
@@ -72,6 +72,12 @@ def plain(name: str) -> str:
 def count(n: int, noun: str, plural: str = "") -> str:
     """``1 target``, ``2 targets``."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def samples(counts: Collection[int]) -> str:
+    """``320 samples a client``, ``12 to 320 samples a client``."""
+    low, high = min(counts), max(counts)
+    return f"{count(low, 'sample') if low == high else f'{low:,} to {high:,} samples'} a client"
 
 
 def group_title(defense: str | None) -> str:
@@ -235,13 +241,21 @@ def told_of(defense: str, adapts: bool, adaptation: str = "") -> str:
 
 
 def budget(analysis: Analysis) -> str:
-    """How much the adversary was given to spend: all its settings, and the device time."""
+    """How much the adversary was given to spend: all its settings that say something, and time."""
     seconds = sum(row["seconds"] or 0 for row in analysis.rows)
-    chosen = ", ".join(f"{plain(name)} {value}" for name, value in analysis.config.settings.items())
+    given = {n: v for n, v in analysis.config.settings.items() if v not in (None, "")}
+    chosen = ", ".join(f"{plain(name)} {setting(value)}" for name, value in given.items())
     return (
         f"Budget: {chosen or 'no settings'}; {seconds:,.1f} s on {analysis.config.device} for "
         f"{count(len(analysis.rows), 'target')}."
     )
+
+
+def setting(value: object) -> str:
+    """The value of a setting in words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 def local_training(training: LocalTraining, *, batch_norm: bool) -> str:

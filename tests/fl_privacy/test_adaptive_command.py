@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from fl_privacy import adaptive_attack
 from fl_privacy.adaptive_command import PLAIN, adapt, adaptive_plans
 from fl_privacy.component import create
+from fl_privacy.left_out import read_left_out
 from fl_privacy.plan import AnalysisError, Plan
 from fl_privacy.results import load_results
 from fl_privacy.testing import toy_model
@@ -183,6 +184,10 @@ def test_all_are_run_once_and_ranked_beside_the_baseline(rounds: Path) -> None:
     assert results["early rounds"].folder == results[PLAIN].folder  # what is known is not repeated
     assert results["likelihood"].config.threat_model["defense"] == NOISE
     assert results["likelihood"].config.adaptation.startswith("likelihood: ")
+    reasons = dict(read_left_out(rounds)[BASE.adversary])
+    assert "among those of plain, attacked alike" in reasons["early rounds"]
+    assert "nothing but noise" in reasons["defense inside"]
+    assert "likelihood" not in reasons
     text = shown(attacked)
     defended = text[text.index("Defended: ") :]
     means = [
