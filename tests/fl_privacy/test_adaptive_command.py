@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_several_defenses_have_their_own_adaptations(rounds: Path) -> None:
 
 def test_the_noise_that_epsilon_chose_is_known_from_the_audit(rounds: Path) -> None:
     """By epsilon it is as if the noise had been named: its likelihood has the same scale."""
-    scales = {}
+    scales: dict[str, Any] = {}
     for spec, chosen in (
         ("dp_sgd(noise_multiplier=0.5)", (None, None)),
         ("dp_sgd(epsilon=3.0)", (0.5, 0.5)),
