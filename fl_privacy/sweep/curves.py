@@ -27,9 +27,10 @@ def curves_figure(
     """Test accuracy and loss by round, the mean over seeds; None when nothing was trained.
 
     A defense keeps its color; its strengths are told apart by their dashes. Of many points
-    only the first and the last strength of each defense are drawn.
+    only the first and the last strength of each defense are drawn. The undefended one is dashed
+    and drawn last, so that none of the others hides it.
     """
-    trained = drawn(found)
+    trained = sorted(drawn(found), key=lambda m: not m.point.spec)
     if not trained:
         return None
     styles = palette(names)
@@ -39,7 +40,7 @@ def curves_figure(
         handles = []
         for measured in trained:
             same = [m for m in trained if m.point.defense == measured.point.defense]
-            line = DASHES[same.index(measured) % len(DASHES)]
+            line = DASHES[same.index(measured) % len(DASHES)] if measured.point.spec else "--"
             color = styles[measured.point.defense][0]
             percent = [[100 * share for share in c.accuracy] for c in measured.curves]
             left.plot(_mean(percent), line, color=color)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import matplotlib
@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from fl_privacy.metrics.statistics import Interval
 from fl_privacy.report.figures import GUESS, STYLE, svg
 from fl_privacy.sweep import same_accuracy
+from fl_privacy.sweep.labels import Label, place
 from fl_privacy.sweep.paper import colored, palette
 from fl_privacy.sweep.results import Adversary, Attacked, Measured
 
@@ -29,8 +30,9 @@ def utility_figure(
 ) -> Markup | None:
     """Accuracy against error: a panel for the plain adversary, one for the strongest.
 
-    A line a defense through its strengths; crosses are 95 % intervals, the ring is the
-    undefended point, the dotted line the error of a blind guess. None without both numbers.
+    A line a defense through its strengths; crosses are 95 % intervals, an arrow one that reaches
+    zero, the ring is the undefended point, the dotted line the error of a blind guess. None
+    without both numbers.
     """
     panels: list[tuple[str, Choose]] = [("plain adversary", same_accuracy.plain)]
     if any(len(a.adversaries) > 1 for m in found if (a := m.attacked(title))):
@@ -44,13 +46,17 @@ def utility_figure(
         for axes, (name, choose) in zip(row, panels, strict=True):
             _utility(axes, found, title, choose, styles)
             axes.set_title(name, loc="left", fontsize=8, fontweight="bold")
+            _scale(axes)
         row[0].set_ylabel("test accuracy, %")
         for axes in row:
-            axes.set_xlabel("mean squared error, pixel range² (right leaks less)")
+            axes.set_xlabel("mean squared error, pixel range² (right: sees less)")
         handles = _handles(found, title, styles)
         figure.legend(
             handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False
         )
+        figure.draw_without_rendering()  # so that the layout, and with it every place, is final
+        for axes, (_, choose) in zip(row, panels, strict=True):
+            _finish(axes, found, title, choose, styles)
         return colored(svg(figure, key, what))
 
 
@@ -61,13 +67,14 @@ def _utility(
     choose: Choose,
     styles: dict[str, tuple[str, str]],
 ) -> None:
-    for name, (color, marker) in styles.items():
-        dots = [dot for m in found if m.point.defense == name and (dot := _dot(m, title, choose))]
-        if dots:
-            _line(axes, dots, color, marker, hollow=not _strengths(found, name))
+    for name, dots in _lines(found, title, choose, styles):
+        _line(axes, dots, *styles[name], hollow=not _strengths(found, name))
     guesses = [g.mean for m in found if (a := m.attacked(title)) and (g := _guess(a))]
     if guesses:
         axes.axvline(sum(guesses) / len(guesses), color=GUESS, linestyle=":", linewidth=1.2)
+
+
+def _scale(axes: Axes) -> None:
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     few = high < FEW_DECADES * low
@@ -77,6 +84,46 @@ def _utility(
     axes.grid(linewidth=0.6)
     axes.set_axisbelow(True)
     axes.margins(x=0.08, y=0.12)
+
+
+def _finish(
+    axes: Axes,
+    found: Sequence[Measured],
+    title: str,
+    choose: Choose,
+    styles: dict[str, tuple[str, str]],
+) -> None:
+    """What needs the limits of the axes: labels, and intervals that reach zero."""
+    lines = _lines(found, title, choose, styles)
+    places = [(error.mean, 100 * share.mean) for _, dots in lines for _, error, share in dots]
+    labels = []
+    for name, dots in lines:
+        color = styles[name][0]
+        for _, error, share in dots:
+            if error.low <= 0:
+                _to_the_edge(axes, error.mean, 100 * share.mean, color)
+        ends = [dots[0], *dots[1:][-1:]] if _strengths(found, name) else []
+        labels += [Label(words, e.mean, 100 * a.mean, color) for words, e, a in ends]
+    place(axes, labels, places)
+
+
+def _to_the_edge(axes: Axes, x: float, y: float, color: str) -> None:
+    """An arm whose end, at zero or below, a logarithmic axis does not have: it points there."""
+    limits = axes.get_xlim()
+    axes.plot([limits[0], x], [y, y], color=color, linewidth=0.8, alpha=0.55)
+    axes.plot([0.0], [y], "<", color=color, markersize=4, transform=axes.get_yaxis_transform())
+    axes.set_xlim(limits)
+
+
+def _lines(
+    found: Sequence[Measured], title: str, choose: Choose, names: Iterable[str]
+) -> list[tuple[str, list[Dot]]]:
+    """The points of each defense that has some."""
+    lines = [
+        (name, [d for m in found if m.point.defense == name and (d := _dot(m, title, choose))])
+        for name in names
+    ]
+    return [(name, dots) for name, dots in lines if dots]
 
 
 Dot = tuple[str, Interval, Interval]
@@ -108,26 +155,17 @@ def _line(axes: Axes, dots: Sequence[Dot], color: str, marker: str, *, hollow: b
     axes.plot(
         x, y, marker=marker, color=color, markerfacecolor=face, markersize=size, linewidth=1.3
     )
-    for strength, error, share in {dots[0], dots[-1]} if not hollow else ():
-        axes.annotate(
-            strength,
-            (error.mean, 100 * share.mean),
-            xytext=(4, 4),
-            textcoords="offset points",
-            fontsize=6.5,
-            color=color,
-        )
 
 
 def _arms(
     intervals: Sequence[Interval], scale: float, above: float | None = None
 ) -> list[list[float]]:
-    """Lengths below and above the means; on a logarithmic axis no arm reaches ``above``."""
+    """Lengths below and above the means; none below where it would not end ``above`` that."""
     lows, highs = [], []
     for value in intervals:
         low, high = (value.low, value.high) if value.low == value.low else (value.mean,) * 2
         if above is not None:
-            low = max(low, above + value.mean / 20)
+            low = low if low > above else value.mean
         lows.append(scale * (value.mean - low))
         highs.append(scale * (high - value.mean))
     return [lows, highs]

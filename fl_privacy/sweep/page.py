@@ -182,6 +182,7 @@ def table(sweep: Sweep, found: Sequence[Measured], group: str) -> dict[str, Any]
             for m in mine
         ],
         "several": len(sweep.attacks) > 1,
+        "columns": len(metrics) + 2 + (len(sweep.attacks) > 1),
         "trained": any(m.curves for m in mine),
     }
 

@@ -6,15 +6,20 @@ import csv
 import io
 import re
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from rich.console import Console
 
+from fl_privacy.metrics.statistics import Interval
 from fl_privacy.sweep.command import Request, execute
 from fl_privacy.sweep.figures import utility_figure
+from fl_privacy.sweep.labels import Label, place
 from fl_privacy.sweep.live import Board, Clock, clock
 from fl_privacy.sweep.page import adversaries
 from fl_privacy.sweep.paper import SERIES, colored, standalone
@@ -57,6 +62,7 @@ def _check_page(page: str) -> None:
     assert page.count(" (2): plain; told</li>") == 3
     assert "met fewer adversaries" not in page
     assert "blind guess" in page
+    assert "upload 496 bytes (× 1.19)" in page
 
 
 def _check_csv(path: Path, found: list[Measured]) -> None:
@@ -139,6 +145,35 @@ def test_small_numbers_keep_two_digits() -> None:
     assert [digits(v) for v in (0.00012345, 0.05, 1.26, 34.6, 0.0, -0.0011, 1.2e-9)] == [
         *("0.00012", "0.050", "1.3", "35", "0", "−0.0011", "1.2e−09")
     ]
+
+
+def test_an_interval_that_reaches_zero_points_to_the_edge(swept: Request) -> None:
+    found = measure(swept.read()[1])
+    names = ["none", "noise", "<b>clip"]
+    before = str(utility_figure(found, "analytic", names, "", "u"))
+    wide = replace(found[1].attacks[0].plain, results=found[1].attacks[0].plain.results)
+    object.__setattr__(wide, "interval", lambda metric: Interval(0.05, -0.01, 0.11, 3))
+    attacked = replace(found[1].attacks[0], adversaries=(wide,))
+    changed = [found[0], replace(found[1], attacks=(attacked,)), *found[2:]]
+    after = str(utility_figure(changed, "analytic", names, "", "u"))
+    markers = [len(re.findall(r"<use [^>]*stroke: var\(--series-1\)", t)) for t in (before, after)]
+    assert markers[1] == markers[0] + 2  # an arrow in each panel
+
+
+def test_labels_lie_neither_on_each_other_nor_on_points() -> None:
+    figure = Figure(figsize=(4, 3))
+    axes = figure.add_subplot(xlim=(0, 10), ylim=(0, 10))
+    axes.plot([1.0], [1.0])
+    figure.draw_without_rendering()
+    dots = [(5.0, 5.0 + 0.01 * i) for i in range(6)] + [(8.0, 8.0)]
+    place(axes, [Label(f"0.00{i}", x, y, "k") for i, (x, y) in enumerate(dots)], dots)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in axes.texts]
+    assert [text.get_text() for text in axes.texts][-1] == "0.006"
+    assert 2 <= len(boxes) < len(dots)
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    where = axes.transData.transform(dots)
+    assert not any(box.contains(*dot) for box in boxes for dot in where)
 
 
 def test_a_file_of_its_own_has_its_own_colors() -> None:
