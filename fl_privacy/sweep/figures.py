@@ -111,7 +111,8 @@ def _to_the_edge(axes: Axes, x: float, y: float, color: str) -> None:
     """An arm whose end, at zero or below, a logarithmic axis does not have: it points there."""
     limits = axes.get_xlim()
     axes.plot([limits[0], x], [y, y], color=color, linewidth=0.8, alpha=0.55)
-    axes.plot([0.0], [y], "<", color=color, markersize=4, transform=axes.get_yaxis_transform())
+    edge = axes.get_yaxis_transform()
+    axes.plot([0.0], [y], "<", color=color, markersize=4, transform=edge, clip_on=False)
     axes.set_xlim(limits)
 
 

@@ -91,6 +91,8 @@ class Board:
         self.clock.ended(step.kind, seconds)
         self.measured[name] = _measured(self.cells[name])
         if error:
+            for later in (s for s in pending([step.cell]) if s != step):  # not tried this time
+                self.clock.left[later.kind] -= 1
             self._say(step, "failed", f"failed: {error}")
         else:
             self._say(step, f"finished in {seconds:.0f} s")

@@ -123,6 +123,7 @@ def test_the_page_names_what_failed_and_why(request_of: Any, tools: Any, tmp_pat
     page = (tmp_path / "out" / "sweep.html").read_text()
     assert "3 steps left" in page
     assert "seed 0, training failed: refused</p>" in page
+    assert "0 steps left" in said.getvalue()
     assert "training failed: refused\n" in said.getvalue().replace("\r", "")
 
 
