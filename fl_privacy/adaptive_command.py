@@ -71,14 +71,15 @@ def adapt(
             found.skipped.append((f"adapting to {spec}", str(error)))
             continue
         own = [o for o in targets if behind(o) <= nodes]
-        defenses = tuple(with_noise(defense, own, vault) for defense in defenses)
+        known = tuple(with_noise(defense, own, vault) for defense in defenses)
+        full = spec if known == defenses else component.spec_of_all("defenses", known)
         here = situation(own, [o for o in linked if behind(o) <= nodes])
         if plan.threat_model.unit != "update":
             here = replace(
                 here, unlinkable=f"the plan's unit of attack is {plan.threat_model.unit}"
             )
-        told = plan.threat_model.model_copy(update={"defense": spec})
-        for one in adaptations(defenses, base, here):
+        told = plan.threat_model.model_copy(update={"defense": full})
+        for one in adaptations(known, base, here):
             name = one.name if len(groups) == 1 else f"{one.name} ({spec})"
             if isinstance(one, Skipped):
                 found.skipped.append((name, one.reason))
@@ -143,7 +144,8 @@ def with_noise(defense: Any, targets: Sequence[Observation], vault: TruthVault) 
     chosen = [stats["noise_multiplier"] for stats in told if "noise_multiplier" in stats]
     if not chosen:
         return defense
-    return defense.model_copy(update={"noise_multiplier": math.hypot(*chosen) / len(chosen) ** 0.5})
+    noise = float(f"{math.hypot(*chosen) / math.sqrt(len(chosen)):.6g}")
+    return defense.model_copy(update={"noise_multiplier": noise})
 
 
 def behind(target: Observation) -> frozenset[str]:

@@ -176,6 +176,11 @@ def spec_of(group: Group, component: BaseModel) -> str:
     return f"{name}({', '.join(f'{k}={v!r}' for k, v in settings.items())})" if settings else name
 
 
+def spec_of_all(group: Group, components: Iterable[BaseModel]) -> str:
+    """The text that `create_all` turns back into ``components``."""
+    return "+".join(spec_of(group, component) for component in components)
+
+
 def canonical(group: Group, spec: str) -> tuple[str, ...]:
     """The parts of ``spec``, each without what is the default; one not installed as it is."""
     try:

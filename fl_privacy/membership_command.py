@@ -186,7 +186,8 @@ def rows(result: MembershipResult) -> list[tuple[str, str]]:
         ("client", f"{result.model} on {result.dataset}, {result.samples} samples"),
         (
             "steps",
-            f"{result.steps} in {result.rounds} rounds, sample rate {result.sample_rate:.4g}",
+            f"{result.steps} in {result.rounds} {'round' if result.rounds == 1 else 'rounds'}, "
+            f"sample rate {result.sample_rate:.4g}",
         ),
         ("neighbors", f"canary present, or {result.neighbors}"),
         (

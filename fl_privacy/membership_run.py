@@ -65,7 +65,8 @@ class Clients:
             theirs = "; ".join(defense or "none" for defense in sorted(self.defenses))
             found.append(f"defense {result.defense or 'none'} (the run's: {theirs})")
         if result.rounds != self.rounds:
-            found.append(f"{result.rounds} rounds (the run's: {self.rounds})")
+            noun = "round" if result.rounds == 1 else "rounds"
+            found.append(f"{result.rounds} {noun} (the run's: {self.rounds})")
         if own and result.samples not in own:
             theirs = ", ".join(map(str, sorted(own)))
             found.append(f"{result.samples} samples (the run's: {theirs})")

@@ -12,6 +12,7 @@ from fl_privacy.membership_result import MembershipResult, results_of
 from fl_privacy.membership_run import clients_of
 from fl_privacy.privacy_spent import FILE as SPENT
 from fl_privacy.privacy_spent import PrivacySpent, read_spent
+from fl_privacy.report.words import count
 from fl_privacy.run_folder import RunFolder
 
 TEMPLATE = """\
@@ -109,8 +110,9 @@ def _audit(result: MembershipResult, differences: list[str]) -> dict[str, Any]:
         "violated": result.violated,
         "how": (
             f"{result.model} on {result.dataset}, "
-            f"{result.samples} samples, {result.steps} steps in {result.rounds} rounds at sample "
-            f"rate {result.sample_rate:.4g}, the canary present or {result.neighbors}. "
+            f"{result.samples} samples, {count(result.steps, 'step')} in "
+            f"{count(result.rounds, 'round')} at sample rate {result.sample_rate:.4g}, "
+            f"the canary present or {result.neighbors}. "
             f"{hits[0]} of {hits[1]} trials with it and {alarms[0]} of {alarms[1]} without were "
             f"above a threshold that as many other trials chose; Clopper-Pearson, "
             f"{100 * result.confidence:g} % confidence, seed {result.seed}. A low bound is no "

@@ -116,7 +116,11 @@ def test_the_noise_that_epsilon_chose_is_known_from_the_audit(rounds: Path) -> N
         likelihood = dict(found.plans).get("likelihood")
         made = create("adversaries", likelihood.adversary) if likelihood else None
         scales[spec] = made.noise_scale if made else dict(found.skipped)["likelihood"]
-        assert likelihood is None or likelihood.threat_model.defense == spec
+        if likelihood and chosen[0]:
+            told = create("defenses", likelihood.threat_model.defense)
+            expected = math.sqrt((chosen[0] ** 2 + chosen[1] ** 2) / 2)
+            assert told.noise_multiplier == pytest.approx(expected, rel=1e-5)
+            assert told.epsilon == create("defenses", spec).epsilon
     named, by_epsilon, mixed, unknown = scales.values()
     assert named == by_epsilon
     assert mixed / named == pytest.approx(math.sqrt((0.3**2 + 0.4**2) / 2) / 0.5, rel=1e-5)

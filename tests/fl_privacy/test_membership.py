@@ -218,7 +218,7 @@ def test_each_configuration_has_its_file_and_another_client_is_no_result_of_the_
     assert f"Defense {NOISY}" in own
     assert "So few trials cannot show anything above 0" in own
     assert len(others) == 2
-    for said in ("1 rounds (the run&#39;s: 2)", f"defense none (the run&#39;s: {NOISY})"):
+    for said in ("1 round (the run&#39;s: 2)", f"defense none (the run&#39;s: {NOISY})"):
         assert sum(said in other for other in others) == 1
 
 
