@@ -167,7 +167,7 @@ def test_labels_lie_neither_on_each_other_nor_on_points() -> None:
     figure.draw_without_rendering()
     dots = [(5.0, 5.0 + 0.01 * i) for i in range(6)] + [(8.0, 8.0)]
     place(axes, [Label(f"0.00{i}", x, y, "k") for i, (x, y) in enumerate(dots)], dots)
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     boxes = [text.get_window_extent(renderer) for text in axes.texts]
     assert [text.get_text() for text in axes.texts][-1] == "0.006"
     assert 2 <= len(boxes) < len(dots)
