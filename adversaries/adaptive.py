@@ -20,10 +20,10 @@ from adversaries.adaptive_moves import (
     spec_name,
     together,
 )
-from adversaries.defended import without_noise
 from adversaries.situation import Situation
 from fl_privacy import component
 from fl_privacy.component import Component
+from fl_privacy.defenses import without_noise
 
 BUDGET = (
     *("restarts", "lr", "signed", "boxed", "width"),

@@ -11,20 +11,14 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 from torch.func import grad, vmap
 
-from adversaries.defended_step import Defense
 from adversaries.differentiability import UNSUPPORTED, first_line
 from adversaries.halving import out_of_memory
 from adversaries.targets import Unattackable, members_of, training_of
-from fl_privacy.protocols import Noisy, UpdateDefense
+from fl_privacy.component import ComponentError
+from fl_privacy.defenses import Defense, split_defenses, without_noise
 from fl_privacy.types import Observation
 
 Objective = Callable[..., Tensor]
-
-
-def without_noise(defenses: Sequence[Defense]) -> tuple[Defense, ...]:
-    """What ``defenses`` do on average: those that say so without their noise (`Noisy`)."""
-    calm = (d.without_noise() if isinstance(d, Noisy) else d for d in defenses)
-    return tuple(d for d in calm if d is not None)
 
 
 def defenses_of(observation: Observation) -> tuple[Defense, ...]:
@@ -35,11 +29,10 @@ def defenses_of(observation: Observation) -> tuple[Defense, ...]:
     """
     assert observation.defense is not None, "checked against `requires` before any work"
     found = without_noise(observation.defense)
-    if any(not isinstance(d, UpdateDefense) for d in found[1:]):
-        raise Unattackable(
-            "cannot simulate the defense: expected at most one gradient defense, first, and update "
-            f"defenses after it; got {' + '.join(type(d).__name__ for d in found)}"
-        )
+    try:
+        split_defenses(found)
+    except ComponentError as error:
+        raise Unattackable(f"cannot simulate the defense: {error}") from None
     return found
 
 

@@ -5,21 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
 
+from fl_privacy.defenses import per_sample_loss
 from fl_privacy.protocols import GradientDefense, UpdateDefense
 from fl_privacy.types import Step, Tensors
-
-Defense = GradientDefense | UpdateDefense
-
-
-def split(
-    defenses: Sequence[Defense],
-) -> tuple[GradientDefense | None, tuple[UpdateDefense, ...]]:
-    """The gradient defense, which can only be the first, and the update defenses after it."""
-    first = defenses[0] if defenses and isinstance(defenses[0], GradientDefense) else None
-    rest = defenses[1:] if first is not None else defenses
-    return first, tuple(d for d in rest if isinstance(d, UpdateDefense))
 
 
 def defended_gradient(
@@ -60,8 +49,3 @@ def defended_update(
     for defense in defenses:
         update, _ = defense.defend_update(update, generator=Generator())
     return {n: -update[n] / lr - decay * sent[n] for n in gradient}
-
-
-def per_sample_loss(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits ``[n, classes]``, one value a sample: ``[n]``."""
-    return F.cross_entropy(outputs, labels, reduction="none")

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn import functional as F
 
-from adversaries.defended_step import Defense, defended_gradient, defended_update, split
+from adversaries.defended_step import defended_gradient, defended_update
+from fl_privacy.defenses import Defense, split_defenses
 from fl_privacy.types import LocalTraining, Tensors
 
 Slope = Callable[[Tensors, Tensor, Tensor], Tensors]
@@ -88,7 +89,7 @@ class Client:
             yield count / sum(self.members), x, y
 
     def _member(self, sent: Sent, inputs: Tensor, labels: Tensor) -> Tensors:
-        own, after = split(self.defense)
+        own, after = split_defenses(self.defense)
 
         def slope(parameters: Tensors, x: Tensor, y: Tensor) -> Tensors:
             if own is not None:

@@ -19,10 +19,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from adversaries.defended_step import Defense
 from adversaries.local_steps import Client, Sent, skeleton
 from adversaries.targets import Target, Unattackable, members_of, prepare, training_of
 from adversaries.tokens import refuse_tokens
+from fl_privacy.defenses import Defense
 from fl_privacy.recording import RecordingError
 from fl_privacy.seeding import generator
 from fl_privacy.types import Failure, Observation, Task, Tensors

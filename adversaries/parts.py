@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from fl_privacy.parameter_names import within
+
 KINDS = {"convolutions": (nn.Conv1d, nn.Conv2d, nn.Conv3d), "dense": (nn.Linear,)}
 
 
@@ -48,7 +50,7 @@ def _under(model: nn.Module, part: str, names: Sequence[str]) -> list[str]:
 
 def belongs(name: str, prefix: str) -> bool:
     """Whether a parameter is ``prefix`` or lies in the module of that name."""
-    return name == prefix or name.startswith(f"{prefix}.") or prefix == ""
+    return prefix == "" or within(name, prefix)
 
 
 def _message(layers: str, names: Sequence[str]) -> str:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
 
-from fl_privacy.component import ComponentError, name_of
+from fl_privacy.defenses import per_sample_loss
 from fl_privacy.protocols import GradientDefense, UpdateDefense
 from fl_privacy.recording_format import Layout
 from fl_privacy.types import Samples, Stats, Step, Task, Tensors
-
-
-def per_sample_loss(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits ``[n, classes]`` against labels ``[n]``, one value a sample."""
-    return F.cross_entropy(outputs, labels, reduction="none")
 
 
 def step_of(
@@ -101,25 +94,6 @@ def with_aliases(state: Tensors, model: nn.Module) -> dict[str, Tensor]:
     """
     aliases = Layout.of(model).aliases
     return {name: state[aliases.get(name, name)] for name in state}
-
-
-def split_defenses(
-    defenses: Sequence[Any],
-) -> tuple[GradientDefense | None, tuple[UpdateDefense, ...]]:
-    """At most one gradient defense, then any update defenses, in the order given.
-
-    Raises:
-        ComponentError: another order, two gradient defenses, or something that is neither.
-    """
-    gradient = [d for d in defenses[:1] if isinstance(d, GradientDefense)]
-    rest = defenses[len(gradient) :]
-    for defense in rest:
-        if not isinstance(defense, UpdateDefense):
-            raise ComponentError(
-                "expected at most one gradient defense, first, and update defenses after it; "
-                f"got {' + '.join(name_of('defenses', d) for d in defenses)}"
-            )
-    return (gradient[0] if gradient else None), tuple(rest)
 
 
 def mean_stats(stats: Sequence[Stats]) -> dict[str, float]:

@@ -14,7 +14,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clients.defending import mean_stats, per_sample_loss, set_gradient, step_of
+from clients.defending import mean_stats, set_gradient, step_of
+from fl_privacy.defenses import per_sample_loss
 from fl_privacy.protocols import GradientDefense
 from fl_privacy.types import LocalTraining, Samples, Step, Task
 

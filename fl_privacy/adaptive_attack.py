@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console, Group
 
-from fl_privacy.adaptive_command import PLAIN, adapt
+from fl_privacy.adaptive_command import adapt
 from fl_privacy.analysis import Job, execute, prepare
 from fl_privacy.attack_command import failures, group_table
 from fl_privacy.attack_progress import attack_progress
@@ -17,7 +17,7 @@ from fl_privacy.baseline_job import prepare_baseline
 from fl_privacy.component import ComponentError
 from fl_privacy.custom_model import custom_model
 from fl_privacy.left_out import write_left_out
-from fl_privacy.plan import AnalysisError, Plan
+from fl_privacy.plan import PLAIN, AnalysisError, Plan
 from fl_privacy.printable import printable
 from fl_privacy.report.scores import BASELINE, Analysis, analyses, defenses, score
 from fl_privacy.results import ResultSet

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from adversaries.adaptive import Adaptation, Skipped, adaptations
-from adversaries.situation import situation
+from adversaries.situation import Situation, situation
 from fl_privacy import component
 from fl_privacy.analysis import of_nodes
 from fl_privacy.component import Component, ComponentError
-from fl_privacy.plan import AnalysisError, Plan
+from fl_privacy.plan import PLAIN, AnalysisError, Plan
 from fl_privacy.recording import Recording
 from fl_privacy.result_rows import members_of
 from fl_privacy.results import nodes_of
@@ -21,9 +21,6 @@ from fl_privacy.run_folder import RunFolder
 from fl_privacy.threat_model import ThreatModel
 from fl_privacy.truth import TruthVault
 from fl_privacy.types import ModelFactory, Observation, Task
-
-PLAIN = "plain"
-"""Name of the analysis that adapts to nothing."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,9 @@ class Adaptive:
     skipped: list[tuple[str, str]]
 
 
-def adaptive_plans(
+def adapt(
     run: Path, plan: Plan, *, model: ModelFactory | None = None, task: Task | None = None
-) -> list[tuple[str, Plan]]:
+) -> Adaptive:
     """The plan itself, named "plain", and one for each adaptation to the defenses of its targets.
 
     The defense is that of the plan's threat model, or else what the audit wrote down; each
@@ -45,22 +42,47 @@ def adaptive_plans(
     Raises:
         AnalysisError: the defense is unknown; what `fl_privacy.analysis.prepare` refuses.
     """
-    return adapt(run, plan, model=model, task=task).plans
+    return adapt_to(run, plan, seen_by(run, plan, model=model, task=task))
 
 
-def adapt(
+@dataclass(frozen=True)
+class Seen:
+    """The targets of a plan, and their clients' rounds linked into one target each."""
+
+    targets: list[Observation]
+    linked: list[Observation]
+
+    def situation(self, plan: Plan, nodes: frozenset[str] | None = None) -> Situation:
+        """What decides how to adapt to the targets of those ``nodes`` alone; None: of all."""
+        own, linked = (
+            [o for o in some if nodes is None or behind(o) <= nodes]
+            for some in (self.targets, self.linked)
+        )
+        here = situation(own, linked)
+        if plan.threat_model.unit == "update":
+            return here
+        return replace(here, unlinkable=f"the plan's unit of attack is {plan.threat_model.unit}")
+
+
+def seen_by(
     run: Path, plan: Plan, *, model: ModelFactory | None = None, task: Task | None = None
-) -> Adaptive:
-    """`adaptive_plans`, with what was left out and why."""
-    folder = RunFolder(run)
-    recording, vault = Recording(folder.recording), TruthVault(folder.truth)
+) -> Seen:
+    """What a plan attacks, without any oracle."""
+    recording = Recording(RunFolder(run).recording)
     bare = plan.threat_model.model_copy(update={"labels": "inferred", "auxiliary": ""})
 
-    def observe(seen: ThreatModel) -> list[Observation]:
-        return seen.observe(recording, model=model, task=task, rounds=plan.rounds)
+    def observe(granted: ThreatModel) -> list[Observation]:
+        return granted.observe(recording, model=model, task=task, rounds=plan.rounds)
 
-    targets = of_nodes(observe(bare)[: plan.targets], plan.nodes)
-    linked = observe(bare.model_copy(update={"unit": "client"}))
+    return Seen(
+        targets=of_nodes(observe(bare)[: plan.targets], plan.nodes),
+        linked=observe(bare.model_copy(update={"unit": "client"})),
+    )
+
+
+def adapt_to(run: Path, plan: Plan, seen: Seen) -> Adaptive:
+    """`adapt` to what was seen before."""
+    vault, targets = TruthVault(RunFolder(run).truth), seen.targets
     base: Component = component.create("adversaries", plan.adversary)
     groups, unclear = groups_of(targets, vault, plan.threat_model.defense)
     found = Adaptive([(PLAIN, plan)], unclear)
@@ -73,11 +95,7 @@ def adapt(
         own = [o for o in targets if behind(o) <= nodes]
         known = tuple(with_noise(defense, own, vault) for defense in defenses)
         full = spec if known == defenses else component.spec_of_all("defenses", known)
-        here = situation(own, [o for o in linked if behind(o) <= nodes])
-        if plan.threat_model.unit != "update":
-            here = replace(
-                here, unlinkable=f"the plan's unit of attack is {plan.threat_model.unit}"
-            )
+        here = seen.situation(plan, nodes)
         told = plan.threat_model.model_copy(update={"defense": full})
         for one in adaptations(known, base, here):
             name = one.name if len(groups) == 1 else f"{one.name} ({spec})"

@@ -25,7 +25,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from clients.defending import defend_update, split_defenses, with_aliases
+from clients.defending import defend_update, with_aliases
 from clients.encoding import sparse_upload
 from clients.flower_clipping import clipping_mod
 from clients.mods import Next
@@ -34,6 +34,7 @@ from clients.round_trip import round_trip_of
 from clients.training import evaluate_model, local_train
 from fl_privacy.code_digest import code_digest
 from fl_privacy.component import ComponentError, create, create_all
+from fl_privacy.defenses import split_defenses
 from fl_privacy.privacy_spent import PrivacySpent
 from fl_privacy.protocols import Dataset, Model, Partition
 from fl_privacy.seeding import generator

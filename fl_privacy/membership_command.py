@@ -15,12 +15,12 @@ from rich import box
 from rich.table import Table
 
 from clients.accounting import Accountant, epsilon_of
-from clients.defending import split_defenses
 from clients.defenses.dp_sgd import DPSGD
 from clients.membership import MembershipTest, choose_canary
 from clients.private_training import planned, steps_of
 from fl_privacy.code_digest import code_digest
 from fl_privacy.component import VERSION, create, create_all
+from fl_privacy.defenses import split_defenses
 from fl_privacy.membership_result import MembershipError, MembershipResult
 from fl_privacy.membership_run import clients_of
 from fl_privacy.metrics.epsilon_bound import CONFIDENCE, epsilon_bound

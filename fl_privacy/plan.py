@@ -22,6 +22,9 @@ from fl_privacy.types import PositiveInt, Task
 METRICS = ("psnr", "ssim", "mse", "label_accuracy")
 """What every analysis is scored by, unless its plan says otherwise."""
 
+PLAIN = "plain"
+"""Name of the analysis that adapts to nothing, among those that know a defense."""
+
 
 class AnalysisError(ValueError):
     """An analysis that cannot be run as asked."""

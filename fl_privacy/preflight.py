@@ -10,11 +10,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from clients.defending import defend_update, split_defenses
+from clients.defending import defend_update
 from clients.private_training import rehearsed_privacy
 from clients.round_trip import refuse_proximal_term
 from clients.training import draw_batches, local_train
 from fl_privacy.component import ComponentError, create, create_all
+from fl_privacy.defenses import split_defenses
 from fl_privacy.protocols import Costly, Dataset, Model, Partition
 from fl_privacy.recording_opening import check_same
 from fl_privacy.recording_store import open_store

@@ -12,6 +12,7 @@ from fl_privacy import component
 from fl_privacy.component import Component, ComponentError
 from fl_privacy.custom_model import check_runs
 from fl_privacy.exchanges import ExchangeReader, digest, link
+from fl_privacy.parameter_names import within
 from fl_privacy.recording import Recording
 from fl_privacy.rounds import parse_rounds
 from fl_privacy.types import (
@@ -139,12 +140,8 @@ class ThreatModel(Component):
 
     def _hidden(self, parameters: Iterable[str]) -> tuple[str, ...]:
         names = tuple(parameters)
-        hidden = tuple(
-            n for n in names if any(n == w or n.startswith(f"{w}.") for w in self.withheld)
-        )
-        unknown = [
-            w for w in self.withheld if not any(n == w or n.startswith(f"{w}.") for n in names)
-        ]
+        hidden = tuple(n for n in names if any(within(n, layer) for layer in self.withheld))
+        unknown = [layer for layer in self.withheld if not any(within(n, layer) for n in names)]
         if unknown:
             raise ThreatModelError(
                 f"withheld names {unknown[0]!r}, which is no parameter or layer; parameters: "

@@ -18,6 +18,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from fl_privacy.component import ComponentError, parse
+from strategies.flower import refuse_settings, wrong_settings
 
 _PREFIX = "DifferentialPrivacy"
 _GIVEN = ("strategy", "accountant")
@@ -51,19 +52,12 @@ def with_differential_privacy(strategy: Strategy, spec: str) -> Strategy:
     if name not in table:
         raise ComponentError(f"no dp-strategy {name!r}; there are: {', '.join(sorted(table))}")
     known = dp_parameters(table[name])
-    wrong = [f"no setting {key!r}" for key in settings if key not in known]
-    wrong += [
-        f"needs {key!r}"
-        for key, default in known.items()
-        if default is inspect.Parameter.empty and key not in settings
-    ]
-    wrong += [
+    strange = [
         f"{key} has to be a number, got {value!r}"
         for key, value in settings.items()
         if not _is_number(value)
     ]
-    if wrong:
-        raise ComponentError(f"{name}: {'; '.join(wrong)}. Settings of {name}: {', '.join(known)}")
+    refuse_settings(name, known, [*wrong_settings(settings, known), *strange])
     make: Any = table[name]
     try:
         wrapper: Strategy = make(strategy, **settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.serverapp import strategy as flower
@@ -51,13 +51,26 @@ def flower_strategy(spec: str, common: Mapping[str, Any]) -> FedAvg:
     if name not in table:
         raise ComponentError(f"no strategy {name!r}; installed: {', '.join(sorted(table))}")
     known = parameters_of(table[name])
-    unknown = sorted(settings.keys() - known.keys())
-    missing = sorted(
-        k for k, v in known.items() if v is inspect.Parameter.empty and k not in settings
-    )
-    if unknown or missing:
-        wrong = [f"no setting {k!r}" for k in unknown] + [f"needs {k!r}" for k in missing]
-        listed = ", ".join(known) or "none"
-        raise ComponentError(f"{name}: {'; '.join(wrong)}. Settings of {name}: {listed}")
+    refuse_settings(name, known, wrong_settings(settings, known))
     taken = inspect.signature(table[name]).parameters.keys()
     return table[name](**{k: v for k, v in common.items() if k in taken}, **settings)
+
+
+def wrong_settings(settings: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """Settings that are not ``known``, and known ones without a default that are missing."""
+    missing = (k for k, v in known.items() if v is inspect.Parameter.empty and k not in settings)
+    return [
+        *(f"no setting {key!r}" for key in sorted(settings.keys() - known.keys())),
+        *(f"needs {key!r}" for key in sorted(missing)),
+    ]
+
+
+def refuse_settings(name: str, known: Iterable[str], wrong: Sequence[str]) -> None:
+    """Refuse the settings of a strategy if something is ``wrong`` with them.
+
+    Raises:
+        ComponentError: what is, and the settings that are ``known``.
+    """
+    if wrong:
+        listed = ", ".join(known) or "none"
+        raise ComponentError(f"{name}: {'; '.join(wrong)}. Settings of {name}: {listed}")

@@ -14,8 +14,9 @@ from pydantic import Field, field_validator
 from torch import Generator, Tensor
 from torch.func import functional_call, grad
 
-from fl_privacy.component import Component, ComponentError, create_all, name_of, spec_of
-from fl_privacy.protocols import Noisy, UpdateDefense
+from fl_privacy.component import Component, ComponentError, create_all, name_of, spec_of_all
+from fl_privacy.defenses import without_noise
+from fl_privacy.protocols import UpdateDefense
 from fl_privacy.types import Stats, Step, Tensors
 
 
@@ -44,9 +45,8 @@ class EachStep(Component):
 
     def without_noise(self) -> EachStep | None:
         """The same at each step, of what the defenses leave without their noise."""
-        calm = (d.without_noise() if isinstance(d, Noisy) else d for d in self.defenses)
-        left = [spec_of("defenses", cast(Component, d)) for d in calm if d is not None]
-        return EachStep(defense="+".join(left)) if left else None
+        left = cast(tuple[Component, ...], without_noise(self.defenses))
+        return EachStep(defense=spec_of_all("defenses", left)) if left else None
 
     def defend_gradient(self, step: Step, *, generator: Generator) -> tuple[Tensors, Stats]:
         """The defended mean gradient; the defenses' statistics, prefixed with their class names.

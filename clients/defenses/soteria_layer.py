@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn.modules.dropout import _DropoutNd
 
+from fl_privacy.hooks import hooked
 from fl_privacy.recording_format import Layout
 from fl_privacy.types import Step, Tensors
 
@@ -55,7 +55,8 @@ def find_layer(step: Step, name: str) -> DenseLayer:
         if given and isinstance(given[0], Tensor) and isinstance(output, Tensor):
             calls.append((module, given[0], output))
 
-    with torch.no_grad(), hooked(list(step.model.modules()), note):
+    hooks = [module.register_forward_hook(note) for module in step.model.modules()]
+    with torch.no_grad(), hooked(hooks):
         functional_call(step.model, _state(step), (inputs,))
     names = {module: n for n, module in step.model.named_modules()}
     fitting = [m for m, given, _ in calls if isinstance(m, nn.Linear) and given.ndim == 2]
@@ -105,13 +106,11 @@ def features_of(step: Step, layer: DenseLayer) -> Features:
         raise _Reached(given[0])
 
     def features(inputs: Tensor) -> Tensor:
-        handle = layer.module.register_forward_pre_hook(stop)
-        try:
-            functional_call(step.model, _copied(state, step), (inputs,))
-        except _Reached as reached:
-            return reached.features
-        finally:
-            handle.remove()
+        with hooked([layer.module.register_forward_pre_hook(stop)]):
+            try:
+                functional_call(step.model, _copied(state, step), (inputs,))
+            except _Reached as reached:
+                return reached.features
         raise AssertionError(f"{layer.name} did not run")
 
     return features
@@ -134,7 +133,7 @@ def masked_gradient(step: Step, layer: DenseLayer, keep: Tensor) -> tuple[Tensor
             seen.append(given[0])
             return output + shift
 
-        with hooked([layer.module], shifted):
+        with hooked([layer.module.register_forward_hook(shifted)]):
             state = {**parameters, **_copied(step.buffers, step)}
             outputs = functional_call(step.model, state, (step.inputs,))
         return step.loss(outputs, step.labels).sum() / step.expected_batch_size, seen[0]
@@ -142,17 +141,6 @@ def masked_gradient(step: Step, layer: DenseLayer, keep: Tensor) -> tuple[Tensor
     (gradient, delta), seen = grad(loss, argnums=(0, 1), has_aux=True)(dict(step.parameters), shift)
     removed = torch.linalg.vector_norm((delta.mT @ (seen * ~keep)).detach())
     return {**gradient, f"{layer.name}.weight": delta.mT @ (seen * keep)}, removed
-
-
-@contextmanager
-def hooked(modules: list[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    """``hook`` runs after each call of one of ``modules`` inside."""
-    handles = [module.register_forward_hook(hook) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _state(step: Step) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 from torch import Generator
 
 from fl_privacy.component import Component, ComponentError
+from fl_privacy.parameter_names import within
 from fl_privacy.types import Stats, Tensors
 
 
@@ -45,12 +46,12 @@ class Withhold(Component):
             ComponentError: a name that fits no parameter; lists those there are.
         """
         for layer in self.layers:
-            if not any(_within(name, layer) for name in update):
+            if not any(within(name, layer) for name in update):
                 raise ComponentError(
                     f"withhold: no parameter {layer!r} and none inside it; expected some of "
                     f"{', '.join(layers_of(update))}"
                 )
-        hidden = {name for name in update if any(_within(name, layer) for layer in self.layers)}
+        hidden = {name for name in update if any(within(name, layer) for layer in self.layers)}
         entries = sum(value.numel() for value in update.values())
         withheld = sum(update[name].numel() for name in hidden)
         return (
@@ -64,7 +65,3 @@ def layers_of(names: Iterable[str]) -> list[str]:
     parts = (name.split(".") for name in names)
     prefixes = (".".join(p[:depth]) for p in parts for depth in range(1, len(p) + 1))
     return list(dict.fromkeys(prefixes))
-
-
-def _within(name: str, layer: str) -> bool:
-    return name == layer or name.startswith(f"{layer}.")

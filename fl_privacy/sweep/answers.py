@@ -11,8 +11,8 @@ from fl_privacy.recording_store import write_atomically
 from fl_privacy.results import ResultSet
 from fl_privacy.sweep.reading import SweepError
 
-PLAIN, GUESS = "plain", "baseline"
-"""The adversary as the file names it, and the one that guesses."""
+GUESS = "baseline"
+"""The adversary that guesses."""
 
 
 class Answer(BaseModel):

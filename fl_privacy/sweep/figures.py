@@ -43,8 +43,9 @@ def utility_figure(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6 if len(panels) > 1 else 5.2, 3.7), layout="constrained")
         (row,) = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)
-        for axes, (name, choose) in zip(row, panels, strict=True):
-            _utility(axes, found, title, choose, styles)
+        lines = [_lines(found, title, choose, styles) for _, choose in panels]
+        for axes, (name, _), drawn in zip(row, panels, lines, strict=True):
+            _utility(axes, found, title, drawn, styles)
             axes.set_title(name, loc="left", fontsize=8, fontweight="bold")
             _scale(axes)
         row[0].set_ylabel("test accuracy, %")
@@ -55,8 +56,8 @@ def utility_figure(
             handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False
         )
         figure.draw_without_rendering()  # so that the layout, and with it every place, is final
-        for axes, (_, choose) in zip(row, panels, strict=True):
-            _finish(axes, found, title, choose, styles)
+        for axes, drawn in zip(row, lines, strict=True):
+            _finish(axes, drawn, styles)
         return colored(svg(figure, key, what))
 
 
@@ -64,11 +65,11 @@ def _utility(
     axes: Axes,
     found: Sequence[Measured],
     title: str,
-    choose: Choose,
+    lines: Lines,
     styles: dict[str, tuple[str, str]],
 ) -> None:
-    for name, dots in _lines(found, title, choose, styles):
-        _line(axes, dots, *styles[name], hollow=not _strengths(found, name))
+    for name, dots in lines:
+        _line(axes, dots, *styles[name], hollow=not dots[0][0])
     guesses = [g.mean for m in found if (a := m.attacked(title)) and (g := _guess(a))]
     if guesses:
         axes.axvline(sum(guesses) / len(guesses), color=GUESS, linestyle=":", linewidth=1.2)
@@ -86,15 +87,8 @@ def _scale(axes: Axes) -> None:
     axes.margins(x=0.08, y=0.12)
 
 
-def _finish(
-    axes: Axes,
-    found: Sequence[Measured],
-    title: str,
-    choose: Choose,
-    styles: dict[str, tuple[str, str]],
-) -> None:
+def _finish(axes: Axes, lines: Lines, styles: dict[str, tuple[str, str]]) -> None:
     """What needs the limits of the axes: labels, and intervals that reach zero."""
-    lines = _lines(found, title, choose, styles)
     places = [(error.mean, 100 * share.mean) for _, dots in lines for _, error, share in dots]
     labels = []
     for name, dots in lines:
@@ -102,7 +96,7 @@ def _finish(
         for _, error, share in dots:
             if error.low <= 0:
                 _to_the_edge(axes, error.mean, 100 * share.mean, color)
-        ends = [dots[0], *dots[1:][-1:]] if _strengths(found, name) else []
+        ends = [dots[0], *dots[1:][-1:]] if dots[0][0] else []
         labels += [Label(words, e.mean, 100 * a.mean, color) for words, e, a in ends]
     place(axes, labels, places)
 
@@ -116,9 +110,7 @@ def _to_the_edge(axes: Axes, x: float, y: float, color: str) -> None:
     axes.set_xlim(limits)
 
 
-def _lines(
-    found: Sequence[Measured], title: str, choose: Choose, names: Iterable[str]
-) -> list[tuple[str, list[Dot]]]:
+def _lines(found: Sequence[Measured], title: str, choose: Choose, names: Iterable[str]) -> Lines:
     """The points of each defense that has some."""
     lines = [
         (name, [d for m in found if m.point.defense == name and (d := _dot(m, title, choose))])
@@ -128,6 +120,10 @@ def _lines(
 
 
 Dot = tuple[str, Interval, Interval]
+"""Strength, error and accuracy of a point; the strength is empty for a defense without any."""
+
+Lines = list[tuple[str, list[Dot]]]
+"""Each defense with its points."""
 
 
 def _dot(measured: Measured, title: str, choose: Choose) -> Dot | None:

@@ -12,12 +12,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from fl_privacy.metrics.statistics import Interval, mean_interval, wilson
+from fl_privacy.plan import PLAIN
 from fl_privacy.recording import Recording
 from fl_privacy.report.reading import read_history
 from fl_privacy.report.scores import interval_of
 from fl_privacy.results import MetricInfo, ResultSet
 from fl_privacy.run_folder import RunFolder
-from fl_privacy.sweep.answers import GUESS, PLAIN, read_answers
+from fl_privacy.sweep.answers import GUESS, read_answers
 from fl_privacy.sweep.grid import Attack, Point
 from fl_privacy.sweep.stages import Cell, Stage
 

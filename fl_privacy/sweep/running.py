@@ -11,12 +11,11 @@ from typing import Literal, Protocol
 from filelock import FileLock, Timeout
 
 from fl_privacy.code_digest import PACKAGES
-from fl_privacy.plan import Plan
+from fl_privacy.plan import PLAIN, Plan
 from fl_privacy.results import ResultSet
 from fl_privacy.simulation import RayTimeoutError
 from fl_privacy.sweep.answers import (
     GUESS,
-    PLAIN,
     Answer,
     answer_of,
     read_answers,

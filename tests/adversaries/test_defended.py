@@ -17,9 +17,10 @@ from adversaries.defended import defenses_of
 from adversaries.gradient_matching import GradientMatching
 from adversaries.local_steps import skeleton, steps
 from adversaries.matching import Chunk, chunks, make_batch
-from clients.defending import split_defenses, step_of
+from clients.defending import step_of
 from clients.training import descend
 from fl_privacy.component import Component, create, create_all
+from fl_privacy.defenses import split_defenses
 from fl_privacy.testing import toy_observations
 from fl_privacy.testing.toys import TASK
 from fl_privacy.threat_model import ThreatModel, ThreatModelError, check_requirements

@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from clients.defending import defend_update, split_defenses
+from clients.defending import defend_update
 from clients.encoding import sparse_if_smaller
 from clients.training import local_train
 from fl_privacy.component import create, create_all
+from fl_privacy.defenses import split_defenses
 from fl_privacy.seeding import generator
 from fl_privacy.sparse import ARRAY, decode
 from fl_privacy.types import LocalTraining, Samples, Task

@@ -34,7 +34,7 @@ from fl_privacy.results import ResultSet
 from fl_privacy.threat_model import ThreatModel
 from fl_privacy.truth import TruthVault
 from fl_privacy.types import Task
-from tests.benchmarks.quality_inversion import auxiliary, record, trained
+from tests.benchmarks.quality_inversion import auxiliary, dataset_of, record, trained
 
 SHOWN = 8
 GUESSES = ("baseline", "baseline(guess='constant')")
@@ -116,8 +116,7 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Record, attack, print, draw."""
     options = parsed()
-    path = Path(options.data).absolute()
-    dataset = f"npz(path={str(path)!r})" if path.exists() else options.data
+    dataset = dataset_of(options.data)
     source: Dataset = component.create("datasets", dataset)
     network = component.create("models", options.model).build(source.task(), seed=options.seed)
     network = trained(network, source, options.train, options.seed)

@@ -155,6 +155,12 @@ def training_of(options: argparse.Namespace) -> LocalTraining:
     )
 
 
+def dataset_of(data: str) -> str:
+    """The spec of a data set that is named, or of an ``.npz`` file that is there."""
+    path = Path(data).absolute()
+    return f"npz(path={str(path)!r})" if path.exists() else data
+
+
 def auxiliary(dataset: str, folder: Path) -> str:
     """Training images as the test split of a data set, which is what a threat model grants."""
     source: Dataset = component.create("datasets", dataset)
@@ -213,8 +219,7 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Record, attack, print."""
     options = parsed()
-    path = Path(options.data).absolute()
-    dataset = f"npz(path={str(path)!r})" if path.exists() else options.data
+    dataset = dataset_of(options.data)
     source: Dataset = component.create("datasets", dataset)
     network = component.create("models", options.model).build(source.task(), seed=options.seed)
     network = trained(network, source, options.train, options.seed)

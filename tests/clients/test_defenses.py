@@ -7,10 +7,11 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import grad, vmap
 
-from clients.defending import defend_update, per_sample_loss, split_defenses, step_of
+from clients.defending import defend_update, step_of
 from clients.defenses.gaussian_noise import GaussianNoise
 from clients.defenses.per_sample_clipping import PerSampleClipping
 from fl_privacy.component import ComponentError, create_all
+from fl_privacy.defenses import per_sample_loss, split_defenses
 from fl_privacy.models.mlp import MLP
 from fl_privacy.models.soteria import ConvNet64
 from fl_privacy.models.zhu import LeNetZhu

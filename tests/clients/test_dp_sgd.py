@@ -13,12 +13,13 @@ from opacus.optimizers import DPOptimizer
 from torch import Generator, Tensor, nn
 
 from clients.accounting import AccountingError, epsilon_of, noise_for, participations_within
-from clients.defending import per_sample_loss, step_of
+from clients.defending import step_of
 from clients.defenses.dp_sgd import DPSGD
 from clients.defenses.per_sample_clipping import PerSampleClipping, per_sample_gradients
 from clients.private_training import planned, steps_of
 from clients.training import local_train
 from fl_privacy.component import create, spec_of
+from fl_privacy.defenses import per_sample_loss
 from fl_privacy.metrics.epsilon_bound import gaussian_epsilon
 from fl_privacy.models.soteria import ConvNet64
 from fl_privacy.models.zhu import LeNetZhu

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 from torch.func import grad, vmap
 
-from clients.defending import split_defenses, step_of
+from clients.defending import step_of
 from clients.defenses.each_step import EachStep, mean_gradient
 from clients.defenses.gradient_compression import GradientCompression
 from clients.defenses.laplace_noise import LaplaceNoise
@@ -23,6 +23,7 @@ from clients.defenses.update_clipping import UpdateClipping
 from clients.defenses.withhold import Withhold
 from clients.training import local_train
 from fl_privacy.component import ComponentError, create, create_all, spec_of
+from fl_privacy.defenses import split_defenses
 from fl_privacy.models.mlp import MLP
 from fl_privacy.models.soteria import ConvNet64
 from fl_privacy.protocols import GradientDefense, UpdateDefense

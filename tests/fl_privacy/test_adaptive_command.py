@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fl_privacy import adaptive_attack
-from fl_privacy.adaptive_command import PLAIN, adapt, adaptive_plans
+from fl_privacy.adaptive_command import adapt
 from fl_privacy.component import create
 from fl_privacy.left_out import read_left_out
-from fl_privacy.plan import AnalysisError, Plan
+from fl_privacy.plan import PLAIN, AnalysisError, Plan
 from fl_privacy.results import load_results
 from fl_privacy.testing import toy_model
 from fl_privacy.threat_model import ThreatModel
@@ -38,7 +38,7 @@ def rounds(tmp_path: Path, record: Record) -> Path:
 
 
 def names(run: Path, plan: Plan = BASE) -> list[str]:
-    return [name for name, _ in adaptive_plans(run, plan, model=toy_model)]
+    return [name for name, _ in adapt(run, plan, model=toy_model).plans]
 
 
 def told(plan: Plan, **settings: object) -> Plan:
@@ -46,7 +46,7 @@ def told(plan: Plan, **settings: object) -> Plan:
 
 
 def test_adaptations_are_about_the_clients_that_defend_themselves(rounds: Path) -> None:
-    plans = dict(adaptive_plans(rounds, BASE, model=toy_model))
+    plans = dict(adapt(rounds, BASE, model=toy_model).plans)
     assert next(iter(plans)) == PLAIN
     assert plans.pop(PLAIN) == BASE
     assert set(plans) == {
@@ -71,13 +71,13 @@ def test_what_is_left_out_is_told(rounds: Path) -> None:
 def test_the_threat_model_tells_the_defense_where_no_audit_does(rounds: Path) -> None:
     shutil.rmtree(rounds / "truth")
     with pytest.raises(AnalysisError, match=r'set defense = "DEFENSE" in the file of --threat'):
-        adaptive_plans(rounds, BASE, model=toy_model)
-    plans = dict(adaptive_plans(rounds, told(BASE, defense=NOISE), model=toy_model))
+        adapt(rounds, BASE, model=toy_model)
+    plans = dict(adapt(rounds, told(BASE, defense=NOISE), model=toy_model).plans)
     assert plans["likelihood"].nodes == ("4", "5")
 
 
 def test_a_told_defense_is_looked_for_where_the_audit_wrote_it_down(rounds: Path) -> None:
-    plans = dict(adaptive_plans(rounds, told(BASE, defense=NOISE), model=toy_model))
+    plans = dict(adapt(rounds, told(BASE, defense=NOISE), model=toy_model).plans)
     assert plans["likelihood"].nodes == ("5",)
 
 
@@ -94,7 +94,7 @@ def test_several_defenses_have_their_own_adaptations(rounds: Path) -> None:
     vault = TruthVault(rounds / "truth")
     for number in (1, 2):
         vault.write_defense(attempt=1, round=number, node="4", spec="top_k(k=9)", stats={})
-    plans = dict(adaptive_plans(rounds, BASE, model=toy_model))
+    plans = dict(adapt(rounds, BASE, model=toy_model).plans)
     assert plans["surviving entries (top_k(k=9))"].nodes == ("4",)
     assert plans[f"likelihood ({NOISE})"].nodes == ("5",)
 
@@ -156,7 +156,7 @@ def test_a_defense_that_is_not_installed_leaves_the_others_to_be_adapted_to(roun
     (why,) = [why for name, why in found.skipped if name == "adapting to theirs(x=1)"]
     assert "theirs" in why
     assert "gaussian_noise" in why
-    about = dict(adaptive_plans(rounds, told(BASE, defense=NOISE), model=toy_model))
+    about = dict(adapt(rounds, told(BASE, defense=NOISE), model=toy_model).plans)
     assert about["likelihood"].nodes == ("5",)
 
 
@@ -165,7 +165,7 @@ def test_rounds_are_linked_where_they_hold_the_same_images(rounds: Path) -> None
     fields = json.loads(manifest.read_text())
     fields["local_training"]["order"] = "sequential"
     manifest.write_text(json.dumps(fields))
-    plans = dict(adaptive_plans(rounds, BASE, model=toy_model))
+    plans = dict(adapt(rounds, BASE, model=toy_model).plans)
     assert plans["rounds of one client"].threat_model.unit == "client"
     aggregates = told(BASE, unit="aggregate", defense=NOISE)
     skipped = dict(adapt(rounds, aggregates, model=toy_model).skipped)
