@@ -19,8 +19,11 @@ from torch.overrides import TorchFunctionMode
 WORTH = 0.8
 """Share of a layer above which a window is not worth cropping to."""
 
-FEW = 4
+SHOWN = 4
 """Lanes that show whether windows are small; behind dense layers they never are."""
+
+FEW = 4
+"""Channels of a result up to which two by two of its pixels are computed as channels."""
 
 
 class CheapSlopes(TorchFunctionMode):
@@ -143,17 +146,17 @@ def transposed(
     flipped = weight.flip(2, 3).transpose(0, 1)
     reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     height, width = slope.shape[2:]
-    (top, tall), (left, wide) = windows(slope[:FEW])
+    (top, tall), (left, wide) = windows(slope[:SHOWN])
     if tall * wide <= WORTH * height * width:
         (top, tall), (left, wide) = windows(slope)
     if tall * wide > WORTH * height * width:
         inverse = (reach[0] - padding[0], reach[1] - padding[1])
-        return F.conv2d(slope, flipped, None, 1, inverse, dilation)
+        return convolved(slope, flipped, inverse, dilation)
     starts = list(zip(top, left, strict=True))
     cropped = torch.stack(
         [one[:, t : t + tall, f : f + wide] for one, (t, f) in zip(slope, starts, strict=True)]
     )
-    found = F.conv2d(cropped, flipped, None, 1, tuple(reach), dilation)
+    found = convolved(cropped, flipped, (reach[0], reach[1]), dilation)
     rows, columns = height + reach[0] - 2 * padding[0], width + reach[1] - 2 * padding[1]
     result = slope.new_zeros(len(slope), weight.shape[1], rows, columns)
     for into, one, (t, f) in zip(result, found, starts, strict=True):
@@ -161,6 +164,25 @@ def transposed(
         to_x, of_x = overlap(f - padding[1], found.shape[3], columns)
         into[:, to_y, to_x] = one[:, of_y, of_x]
     return result
+
+
+def convolved(
+    x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]
+) -> Tensor:
+    """``F.conv2d`` of stride 1; where few channels come out, four pixels of each at a time.
+
+    The kernels of CPUs compute channels by the width of their registers. A channel for each
+    pixel of a square of two by two, at stride 2 with a kernel that is one wider, fills them.
+    """
+    rows, columns = (
+        n + 2 * p - d * (k - 1)
+        for n, p, d, k in zip(x.shape[2:], padding, dilation, weight.shape[2:], strict=True)
+    )
+    if len(weight) > FEW or dilation != (1, 1) or rows % 2 or columns % 2:
+        return F.conv2d(x, weight, None, 1, padding, dilation)
+    shifts = [(left, 1 - left, top, 1 - top) for top in (0, 1) for left in (0, 1)]
+    square = torch.stack([F.pad(weight, shift) for shift in shifts], 1).flatten(0, 1)
+    return F.pixel_shuffle(F.conv2d(x, square, None, 2, padding), 2)
 
 
 def windows(slope: Tensor) -> tuple[tuple[list[int], int], tuple[list[int], int]]:

@@ -120,12 +120,18 @@ def test_exact_slopes_are_norms_of_the_full_jacobian(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("size", [(9, 12), (10, 12)])
 @pytest.mark.parametrize(("padding", "dilation"), [((0, 0), (1, 1)), ((1, 2), (1, 2))])
 def test_a_windowed_convolution_has_the_slopes_of_the_whole_one(
-    share: float, padding: tuple[int, int], dilation: tuple[int, int]
+    share: float,
+    channels: int,
+    size: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
 ) -> None:
-    weight = torch.randn(4, 3, 3, 3, generator=seeded(), dtype=torch.float64)
-    inputs = torch.zeros(60, 3, 9, 12, dtype=torch.float64)
+    weight = torch.randn(4, channels, 3, 2, generator=seeded(), dtype=torch.float64)
+    inputs = torch.zeros(60, channels, *size, dtype=torch.float64)
     shape = F.conv2d(inputs, weight, None, 1, padding, dilation).shape
     slope = torch.randn(shape, generator=seeded(1), dtype=torch.float64)
     boxes = torch.zeros(shape, dtype=torch.bool)  # each of its own place and size, borders too
