@@ -19,6 +19,7 @@ from adversaries.matching import Chunk, attack_chunks
 from adversaries.targets import Target, Unattackable, prepare
 from fl_privacy.component import Component
 from fl_privacy.dense_layers import dense_tail
+from fl_privacy.layers import weight_of
 from fl_privacy.protocols import Progress, silent
 from fl_privacy.types import Failure, Observation, Outcome, Representations, Tensors
 
@@ -153,11 +154,6 @@ def representations(
         rows = picked(found[after], gradient[weight_of(name)].norm(dim=1), pick)
         found[name] = turned(read(gradient, name, rows))
     return {name: found[name] for name in layers}
-
-
-def weight_of(layer: str) -> str:
-    """Name of a layer's weight; a network that is nothing but the layer has no prefix."""
-    return f"{layer}.weight".lstrip(".")
 
 
 def read(gradient: Tensors, layer: str, rows: Tensor) -> Tensor:
