@@ -11,6 +11,10 @@ from torch import nn
 from fl_privacy.types import Task
 
 
+class LayerMetricError(ValueError):
+    """A layer metric that cannot be measured as asked; the message says what would change that."""
+
+
 def weight_layers(model: nn.Module, task: Task) -> tuple[str, ...]:
     """Names of the modules with a ``weight`` of two or more dimensions, in forward order.
 
