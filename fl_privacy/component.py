@@ -70,14 +70,18 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "ssim": "fl_privacy.metrics.images:SSIM",
     },
     "models": {
+        "alexnet-mo": "fl_privacy.models.mo:AlexNetMo",
         "convnet64": "fl_privacy.models.soteria:ConvNet64",
         "das-convnet": "fl_privacy.models.das:DasConvNet",
         "das-fashionnet": "fl_privacy.models.das:DasFashionNet",
         "das-shallow": "fl_privacy.models.das:DasShallow",
+        "fcnet-mo": "fl_privacy.models.mo:FCNetMo",
         "lenet5": "fl_privacy.models.lenet5:LeNet5",
         "lenet-zhu": "fl_privacy.models.zhu:LeNetZhu",
         "logistic": "fl_privacy.models.logistic:Logistic",
+        "melis": "fl_privacy.models.melis:Melis",
         "mlp": "fl_privacy.models.mlp:MLP",
+        "vgg11-mo": "fl_privacy.models.mo:VGG11NetMo",
     },
     "datasets": {
         "cifar10": "fl_privacy.datasets.torchvision:CIFAR10",

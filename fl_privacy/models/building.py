@@ -55,3 +55,39 @@ def classified(features: nn.Sequential, task: Task) -> nn.Sequential:
     model.add_module("flatten", nn.Flatten())
     model.add_module("classifier", nn.Linear(output_features(features, task), task.classes))
     return model
+
+
+def image_network(
+    task: Task, channels: tuple[int, ...], *, pools: int, dense: tuple[int, ...], padding: int
+) -> nn.Sequential:
+    """3x3 convolutions ``conv1``, ..., then `dense_layers` of widths ``dense`` and the classes.
+
+    ReLU follows each convolution, and a max-pool of 2 each of the last ``pools``.
+
+    Raises:
+        ValueError: the task's inputs are no images, or too small for a pixel to be left.
+    """
+    pooled = [i > len(channels) - pools for i in range(1, len(channels) + 1)]
+    least = 1
+    for halved in reversed(pooled):
+        least = (2 if halved else 1) * least + 2 * (1 - padding)
+    width, _, _ = image_shape(task, least=least)
+    model = nn.Sequential()
+    for i, (out, halved) in enumerate(zip(channels, pooled, strict=True), start=1):
+        model.add_module(f"conv{i}", nn.Conv2d(width, out, kernel_size=3, padding=padding))
+        model.add_module(f"conv{i}_relu", nn.ReLU())
+        if halved:
+            model.add_module(f"pool{i}", nn.MaxPool2d(2))
+        width = out
+    model.add_module("flatten", nn.Flatten())
+    return dense_layers(model, output_features(model, task), (*dense, task.classes))
+
+
+def dense_layers(model: nn.Sequential, width: int, widths: tuple[int, ...]) -> nn.Sequential:
+    """``model`` with dense layers ``fc1``, ``fc2``, ... of ``widths``, ReLU in between."""
+    for i, out in enumerate(widths, start=1):
+        model.add_module(f"fc{i}", nn.Linear(width, out))
+        if i < len(widths):
+            model.add_module(f"fc{i}_relu", nn.ReLU())
+        width = out
+    return model
