@@ -147,12 +147,14 @@ class LocalTraining(BaseModel):
 class Samples:
     """Labelled inputs: ``inputs [n, *input_shape]`` float32 pixels, ``labels [n]`` int64.
 
-    ``properties`` maps an attribute name to one value for each sample, ``[n]``.
+    ``properties`` maps an attribute name to one value for each sample, ``[n]``. ``people [n]``
+    numbers the person behind each sample; None where that is unknown.
     """
 
     inputs: Tensor
     labels: Tensor
     properties: Mapping[str, Tensor] = field(default_factory=dict)
+    people: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
