@@ -361,6 +361,85 @@ def attack(
 @app.command(
     epilog="""Examples:
 
+fl-privacy measure runs/faces --auxiliary "npz(path='/data/x.npz', properties=('smiling_{split}',))"
+
+fl-privacy measure runs/faces --audit --metric label_sensitivity --rounds 1,10
+
+fl-privacy measure runs/faces --auxiliary people.npz --metric "v_information(property='smiling')"
+
+fl-privacy measure runs/theirs --audit --model their_package.net:build --task task.toml"""
+)
+def measure(
+    run: LocalRun,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            "-m",
+            help="A layer metric (fl-privacy list layer_metrics); repeat.",
+            show_default="all that the data allows",
+        ),
+    ] = None,
+    auxiliary: Annotated[
+        str,
+        typer.Option(
+            help="The adversary's data: a dataset, or FILE.npz (docs/layers.md).",
+            show_default="the threat model's",
+        ),
+    ] = "",
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Measure on the clients' own samples instead.")
+    ] = False,
+    rounds: Annotated[
+        str,
+        typer.Option(
+            help="At the global models of these rounds, such as 1-3,10.",
+            show_default="the last one recorded",
+        ),
+    ] = "",
+    together: Annotated[
+        bool, typer.Option("--together", help="One measurement over all of these rounds.")
+    ] = False,
+    threat_model: Annotated[
+        Path | None, typer.Option("--threat-model", help="TOML file: what the server sees.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    model: Annotated[
+        str, typer.Option(help="package.module:factory, for a model of your own.")
+    ] = "",
+    task: Annotated[
+        Path | None, typer.Option(help="TOML file: input_shape, classes, mean, std.")
+    ] = None,
+) -> None:
+    """Measure how much each layer of an update tells, at recorded global models; resumable."""
+    from fl_privacy import attack_command, measure_command
+    from fl_privacy.measuring import MeasurePlan
+
+    plan = MeasurePlan(
+        metrics=tuple(metric or ()),
+        threat_model=attack_command.read_threat_model(threat_model),
+        auxiliary=auxiliary,
+        audit=audit,
+        rounds=rounds,
+        together=together,
+        seed=seed,
+        device=device,
+    )
+    folder = attack_command.local_folder(run)
+    given = attack_command.read_task(task) if task else None
+    for one in measure_command.measure_all(folder, plan, model=model, task=given):
+        if one.found is None:
+            text = printable(f"Not measured: {one.spec} ({one.why})")
+            Console(stderr=True, soft_wrap=True, emoji=False).print(text)
+        else:
+            Console(emoji=False).print(measure_command.shown(one.found))
+    typer.echo(f"Measured. Look at it: fl-privacy report {run}")
+
+
+@app.command(
+    epilog="""Examples:
+
 fl-privacy sweep docs/sweeps/quick.toml --out runs/quick
 
 fl-privacy sweep docs/sweeps/fig5-dlg-mnist.toml --out runs/fig5 --dry-run

@@ -25,6 +25,7 @@ from fl_privacy.report.headline import (
     weak_guesses,
     why_no_scores,
 )
+from fl_privacy.report.layers import layers_section
 from fl_privacy.report.privacy import privacy_section
 from fl_privacy.report.provenance import commands, provenance
 from fl_privacy.report.reading import ReportError, Run, read_run
@@ -106,6 +107,7 @@ def context(run: Run, pictures: int) -> dict[str, Any]:
         "knowledge": [(a, words.knowledge(a, run)) for a in found],
         "endings": [(e, words.group_title(e.defense)) for e in endings(found)],
         "accuracy": accuracy(run),
+        "layers": layers_section(run.path),
         "privacy": privacy_section(run.path),
         "provenance": provenance(run),
         "commands": commands(run),
