@@ -30,6 +30,7 @@ from clients.encoding import sparse_upload
 from clients.flower_clipping import clipping_mod
 from clients.mods import Next
 from clients.private_training import noise_of, take_part, without_statistics
+from clients.property_schedule import scheduled
 from clients.round_trip import round_trip_of
 from clients.training import evaluate_model, local_train
 from fl_privacy.code_digest import code_digest
@@ -65,13 +66,15 @@ def train(message: Message, context: Context) -> Message:
     key, model, sent = received_model(message, settings, dataset)
     own = partition_indices(settings.dataset, settings.partition, client, clients, settings.seed)
     seeds = (settings.seed, trip.attempt, trip.round, client)
+    draws = generator(*seeds, "property-schedule")
+    own, samples = scheduled(own, dataset.load("train", own), settings, client, trip.round, draws)
     hidden = (secrets.randbits(63),) if "client-defense" in context.node_config else seeds
     folder = state_folder(settings, context)
     gradient_defense, spent = take_part(gradient_defense, settings, samples=len(own), folder=folder)
     result = local_train(
         model,
         dataset.task(),
-        dataset.load("train", own),
+        samples,
         settings.local_training,
         generator=generator(*(hidden if spent else seeds), "batches"),
         gradient_defense=gradient_defense,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clients.defending import defend_update
 from clients.private_training import rehearsed_privacy
+from clients.property_schedule import refuse_schedule
 from clients.round_trip import refuse_proximal_term
 from clients.training import draw_batches, local_train
 from fl_privacy.component import ComponentError, create, create_all
@@ -84,9 +85,25 @@ def prepare(settings: RunSettings, clients: int, folder: RunFolder) -> None:
     if hasattr(dataset, "prepare"):
         dataset.prepare()
     own = partition.indices(dataset.labels("train"), 0, clients, seed=settings.seed)
+    if settings.client_property_schedule:
+        check_schedule(settings, dataset, partition, clients)
     rehearse(settings, model, dataset, own)
     if settings.resume and folder.manifest.exists():
         check_same(open_store(folder.recording), manifest_of(settings, dataset.task()))
+
+
+def check_schedule(
+    settings: RunSettings, dataset: Dataset, partition: Partition, clients: int
+) -> None:
+    """Refuse a schedule of property batches that a client has not the samples for.
+
+    Raises:
+        ComponentError: naming the client, what it has and what it needs.
+    """
+    labels = dataset.labels("train")
+    for client in range(clients):
+        own = partition.indices(labels, client, clients, seed=settings.seed)
+        refuse_schedule(own, dataset.load("train", own), settings, client=client)
 
 
 def rehearse(settings: RunSettings, model: Model, dataset: Dataset, own: Tensor) -> None:

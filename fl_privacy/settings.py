@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fl_privacy.component import ComponentError, describe
 from fl_privacy.types import LocalTraining, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -106,6 +106,30 @@ class RunSettings(BaseModel):
         Literal["dense", "sparse"],
         Field(description="upload all values, or those that differ from what was sent if smaller"),
     ] = "dense"
+    client_property: Annotated[
+        str, Field(description="property of the dataset's samples that the schedule is about")
+    ] = ""
+    client_property_schedule: Annotated[
+        str,
+        Field(
+            pattern=r"^(every:[1-9]\d*|mixed)?$",
+            description="every:K, victims' samples have the property in each K-th round alone; "
+            "mixed, as they come; empty: none",
+        ),
+    ] = ""
+    client_victims: Annotated[
+        PositiveInt,
+        Field(description="clients (lowest partition ids) with samples that have the property"),
+    ] = 1
+
+    @model_validator(mode="after")
+    def _property_named(self) -> Self:
+        if self.client_property_schedule and not self.client_property:
+            raise ValueError(
+                "client-property-schedule needs client-property, the name of a property of the "
+                "dataset's samples"
+            )
+        return self
 
     @property
     def local_training(self) -> LocalTraining:

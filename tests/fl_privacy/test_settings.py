@@ -39,7 +39,8 @@ def test_a_new_setting_is_not_recorded_unless_it_says_so() -> None:
     assert Grown().public() == RunSettings().public()
     out = set(RunSettings().model_dump(by_alias=True)) - set(RunSettings().public())
     own = {"client-defense", "client-defended-share", "client-state-dir", "client-report-epsilon"}
-    assert out == {*own, "client-encoding", "out-dir"}
+    inference = {"client-property", "client-property-schedule", "client-victims"}
+    assert out == {*own, *inference, "client-encoding", "out-dir"}
 
 
 @pytest.mark.parametrize(

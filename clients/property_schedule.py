@@ -1,0 +1,130 @@
+"""Which clients hold samples that have a property, and in which rounds they train on them.
+
+Melis, Song, De Cristofaro, Shmatikov: Exploiting Unintended Feature Leakage in Collaborative
+Learning, S&P 2019, https://arxiv.org/abs/1805.04049, sections 4.5 and 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Generator, Tensor
+
+from clients.training import take
+from fl_privacy.component import ComponentError, meant
+from fl_privacy.settings import RunSettings
+from fl_privacy.types import Samples
+
+HAS, LACKS = 1, 0
+"""Values of a property; any other is unknown."""
+
+
+class TooFewSamples(ValueError):
+    """Less than a batch of samples of a kind; the message says how many are needed."""
+
+
+def scheduled(
+    own: Tensor,
+    samples: Samples,
+    settings: RunSettings,
+    client: int,
+    round: int,
+    generator: Generator,
+) -> tuple[Tensor, Samples]:
+    """Those of a client's samples that it trains on in ``round``, and their indices ``own [n]``.
+
+    The first ``client-victims`` partitions are victims. Under ``every:K`` they train in rounds
+    1, K + 1, 2K + 1, ... on samples with the property, in all others on samples without it: on
+    as many as the rarer kind has, drawn anew each round (the first ones under sequential
+    order), so that neither the number of examples nor that of steps tells the kind of a round.
+    Under ``mixed`` victims train on all that they have. All other clients train on samples
+    without the property, as in the authors' code, where only victim and adversary have it. A
+    sample whose property is unknown is of neither kind.
+
+    Without a ``client-property-schedule`` everything comes back as it is.
+
+    Raises:
+        ComponentError: the dataset has no such property, or the client has less than a batch of
+            what its schedule needs.
+    """
+    if not settings.client_property_schedule:
+        return own, samples
+    values = property_values(samples.properties, settings.client_property)
+    try:
+        if client < settings.client_victims:
+            chosen = victim_positions(values, settings, round=round, generator=generator)
+        else:
+            chosen = of_kind(values, LACKS, settings.batch_size)
+    except TooFewSamples as error:
+        raise ComponentError(f"client {client}, {settings.client_property!r}: {error}") from None
+    return own[chosen], take(samples, chosen)
+
+
+def victim_positions(
+    values: Tensor, settings: RunSettings, *, round: int, generator: Generator
+) -> Tensor:
+    """Ascending positions, among property ``values [n]``, of what a victim trains on.
+
+    Raises:
+        TooFewSamples: of samples with the property, or without it where some rounds need these.
+    """
+    every = period(settings.client_property_schedule)
+    if every is None:
+        of_kind(values, HAS, 1)
+        return torch.arange(len(values))
+    have = of_kind(values, HAS, settings.batch_size)
+    if every == 1:
+        return have
+    lack = of_kind(values, LACKS, settings.batch_size)
+    count, kind = min(len(have), len(lack)), have if (round - 1) % every == 0 else lack
+    if settings.order == "sequential":
+        return kind[:count]
+    return kind[torch.randperm(len(kind), generator=generator)[:count]].sort().values
+
+
+def of_kind(values: Tensor, kind: int, least: int) -> Tensor:
+    """Positions in ``values [n]`` that hold ``kind``, at least so many.
+
+    Raises:
+        TooFewSamples: there are fewer.
+    """
+    found = torch.nonzero(values == kind).flatten()
+    if len(found) < least:
+        raise TooFewSamples(
+            f"expected {least} or more samples {'with' if kind == HAS else 'without'} the property "
+            f"(a batch), got {len(found)} of {len(values)}; lower batch-size, or use fewer clients "
+            f"or another partition"
+        )
+    return found
+
+
+def period(schedule: str) -> int | None:
+    """K of ``every:K``; None for another schedule."""
+    every, _, rounds = schedule.partition(":")
+    return int(rounds) if every == "every" else None
+
+
+def property_values(properties: Mapping[str, Tensor], name: str) -> Tensor:
+    """The values of a property, ``[n]``.
+
+    Raises:
+        ComponentError: there is none of that name; the message lists those that exist.
+    """
+    if name not in properties:
+        raise ComponentError(
+            f"client-property: the dataset has no property {name!r}{meant(name, properties)}; "
+            f"it has: {', '.join(properties) or 'none'}"
+        )
+    return properties[name]
+
+
+def refuse_schedule(own: Tensor, samples: Samples, settings: RunSettings, *, client: int) -> None:
+    """Before a simulation: refuse what `scheduled` would refuse in any round.
+
+    Raises:
+        ComponentError: as there.
+    """
+    unused = torch.Generator()
+    for round in (1, 2):
+        scheduled(own, samples, settings, client, round, unused)
