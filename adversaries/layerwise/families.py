@@ -1,0 +1,97 @@
+"""Predictive families of usable information: who is assumed to read a gradient.
+
+Xu et al.: A Theory of Usable Information under Computational Constraints, ICLR 2020,
+https://arxiv.org/abs/2002.10689, definition 1. All are scikit-learn's; a family is one
+classifier, or several that differ in how much they are held back, of which inner folds choose.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Family = Literal["forest", "logistic", "mlp"]
+Classifiers = Callable[[int], list[Any]]
+"""A seed to fresh scikit-learn classifiers."""
+
+
+def forest(trees: int) -> Classifiers:
+    """Random forest with the leaves of [Melis]: 5 samples in a leaf, 5 to split."""
+    return lambda seed: [
+        RandomForestClassifier(
+            trees, min_samples_leaf=5, min_samples_split=5, random_state=seed % 2**32
+        )
+    ]
+
+
+def logistic(_seed: int) -> list[Any]:
+    """Logistic regression on standardized features, under three L2 penalties."""
+    return [rotated(LogisticRegression(C=c, max_iter=1000)) for c in (1.0, 1e-2, 1e-4)]
+
+
+def mlp(seed: int) -> list[Any]:
+    """One hidden layer of 32 on standardized features, under two weight decays, by L-BFGS."""
+    return [
+        rotated(
+            MLPClassifier(
+                (32,), solver="lbfgs", alpha=alpha, max_iter=100, random_state=seed % 2**32
+            )
+        )
+        for alpha in (1.0, 100.0)
+    ]
+
+
+def rotated(classifier: Any) -> Any:
+    """``classifier`` on standardized features in the coordinates of the training samples' span.
+
+    The rotation costs a penalized linear model nothing, as its weights lie in that span, and
+    makes a layer of 100,000 features as cheap as one of as many features as there are samples.
+    """
+    return make_pipeline(StandardScaler(), PCA(svd_solver="full"), classifier)
+
+
+def families(trees: int) -> Mapping[Family, Classifiers]:
+    """The families by name; ``trees`` in the forest."""
+    return {"forest": forest(trees), "logistic": logistic, "mlp": mlp}
+
+
+def fitted(classifier: Any, features: Floats, labels: Ints) -> Any:
+    """``classifier`` fitted in place; that an MLP stops at its last iteration is part of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return classifier.fit(features, labels)
+
+
+def probability(classifier: Any, features: Floats) -> Floats:
+    """Probability of label 1, ``[n]``; that of a forest from smoothed leaves."""
+    if isinstance(classifier, RandomForestClassifier):
+        return smoothed(classifier, features)
+    return np.asarray(classifier.predict_proba(features)[:, 1], dtype=np.float64)
+
+
+def smoothed(classifier: RandomForestClassifier, features: Floats) -> Floats:
+    """Mean over trees of ``(ones + 1) / (samples + 2)`` in the leaf: Laplace's rule.
+
+    A plain forest may give a probability of zero, which costs an infinite number of nats.
+    """
+    inputs = features.astype(np.float32)  # what trees compare in
+    total = np.zeros(len(features))
+    for one in classifier.estimators_:
+        tree = one.tree_
+        leaves = tree.apply(inputs)
+        samples = tree.weighted_n_node_samples[leaves]
+        total += (tree.value[leaves, 0, 1] * samples + 1) / (samples + 2)
+    return total / len(classifier.estimators_)

@@ -1,0 +1,158 @@
+"""Batches with and without a property, drawn from people who are kept apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from torch import Generator, Tensor
+
+from fl_privacy.component import meant
+from fl_privacy.layers import LayerMetricError
+from fl_privacy.seeding import derive_seed, generator
+from fl_privacy.types import PositiveInt, Samples
+
+PropertyName = Annotated[
+    str, Field(description="property of the samples; empty: the only one they have")
+]
+BatchSize = Annotated[
+    PositiveInt | None, Field(description="samples in a batch; none: as the clients'")
+]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """``indices [n, size]`` of samples; ``has [n]`` 0 or 1; ``folds [n]`` of whose people."""
+
+    indices: Tensor
+    has: Tensor
+    folds: Tensor
+
+    def __len__(self) -> int:
+        return len(self.has)
+
+
+def property_of(samples: Samples | None, name: str) -> Tensor:
+    """The values of a property, ``[n]``: 1 has it, 0 has not, -1 unknown.
+
+    Raises:
+        LayerMetricError: no samples, no such property, or one that all or none have.
+    """
+    if samples is None:
+        raise LayerMetricError(
+            "expected samples with a property, got none: give auxiliary data, or in an audit the "
+            "clients' own"
+        )
+    there = samples.properties
+    if name not in there and (name or len(there) != 1):
+        listed = ", ".join(sorted(there)) or "none"
+        raise LayerMetricError(
+            f"the samples have no property {name!r}{meant(name, there)}; there are: {listed}. "
+            f"Set property to one of them"
+        )
+    values = there[name or next(iter(there))]
+    counts = {value: int((values == value).sum()) for value in (1, 0)}
+    if not all(counts.values()):
+        raise LayerMetricError(
+            f"expected samples with the property {name!r} and samples without, got {counts[1]} "
+            f"with it and {counts[0]} without: choose another property or other data"
+        )
+    return values
+
+
+def draw_batches(
+    samples: Samples | None,
+    property: str,
+    *,
+    folds: int,
+    batches: int,
+    size: int,
+    seed: int,
+) -> Batches:
+    """In each fold ``batches`` batches all of whose samples have the property, and as many none of.
+
+    A batch belongs to the people of one fold; where people are unknown, samples are taken to be
+    of as many. Within a fold batches share no sample until all have been used, and only then
+    are they shuffled anew.
+
+    Raises:
+        LayerMetricError: no usable property, or a fold with too few samples for a batch.
+    """
+    values = property_of(samples, property)
+    assert samples is not None, "property_of refuses none"
+    fold_of = folds_of(values, samples.people, folds, seed)
+    indices, has, of = [], [], []
+    for fold in range(folds):
+        for value in (1, 0):
+            pool = torch.nonzero((fold_of == fold) & (values == value)).flatten()
+            if len(pool) < size:
+                with_it = "with" if value else "without"
+                raise LayerMetricError(
+                    f"fold {fold + 1} of {folds} holds {len(pool)} samples {with_it} the property, "
+                    f"of {int((values == value).sum())} in all, and a batch needs {size}: expected "
+                    f"{folds * size} or more; give more samples, or lower batch_size or folds"
+                )
+            draw = generator(seed, "property batches", fold, value)
+            indices.append(in_turn(pool, size, batches, draw))
+            has.append(torch.full((batches,), value))
+            of.append(torch.full((batches,), fold))
+    return Batches(torch.cat(indices), torch.cat(has), torch.cat(of))
+
+
+def folds_of(values: Tensor, people: Tensor | None, folds: int, seed: int) -> Tensor:
+    """The fold of each sample, ``[n]``, with about the same share of the property in each.
+
+    -1 for samples of which the property is unknown. All samples of one of the ``people [n]`` are
+    in the same fold.
+
+    Raises:
+        LayerMetricError: fewer samples of one kind than folds.
+    """
+    known = torch.nonzero(values >= 0).flatten()
+    fold_of = torch.full_like(values, -1)
+    draw = derive_seed(seed, "folds of people") % 2**32
+    fewest = min(int((values == value).sum()) for value in (0, 1))
+    if fewest < folds:
+        raise LayerMetricError(
+            f"expected {folds} or more samples with and without the property, one for each fold, "
+            f"got {fewest}: give more samples, or lower folds"
+        )
+    if people is None:
+        split = StratifiedKFold(folds, shuffle=True, random_state=draw).split(known, values[known])
+    else:
+        kind = StratifiedGroupKFold(folds, shuffle=True, random_state=draw)
+        split = kind.split(known, values[known], people[known])
+    for fold, (_, inside) in enumerate(split):
+        fold_of[known[np.asarray(inside)]] = fold
+    return fold_of
+
+
+def in_turn(pool: Tensor, size: int, count: int, draw: Generator) -> Tensor:
+    """``count`` batches from ``pool``, disjoint until it is used up: ``[count, size]``."""
+    each = len(pool) // size
+    rounds = [
+        pool[torch.randperm(len(pool), generator=draw)[: each * size]].view(each, size)
+        for _ in range(-(-count // each))
+    ]
+    return torch.cat(rounds)[:count]
+
+
+def models_of(batches: Batches, models: int) -> Tensor:
+    """At which of ``models`` global models each batch is taken, ``[n]``.
+
+    A fold has models of its own where there are enough for every fold, so that rounds are kept
+    apart as people are; otherwise each fold goes through all of them. Batches with and without
+    the property are taken at the same ones.
+    """
+    folds, chosen = int(batches.folds.max()) + 1, torch.empty_like(batches.folds)
+    for fold in range(folds):
+        own = torch.arange(models)
+        own = own[own % folds == fold] if models >= folds else own
+        for value in (0, 1):
+            here = torch.nonzero((batches.folds == fold) & (batches.has == value)).flatten()
+            chosen[here] = own[torch.arange(len(here)) * len(own) // len(here)]
+    return chosen
