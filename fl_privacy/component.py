@@ -55,7 +55,9 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "update_clipping": "clients.defenses.update_clipping:UpdateClipping",
         "withhold": "clients.defenses.withhold:Withhold",
     },
-    "layer_metrics": {},
+    "layer_metrics": {
+        "v_information": "adversaries.layerwise.v_information:VInformation",
+    },
     "metrics": {
         "class_precision": "fl_privacy.metrics.representations:ClassPrecision",
         "class_recall": "fl_privacy.metrics.representations:ClassRecall",
