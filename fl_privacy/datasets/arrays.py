@@ -60,6 +60,21 @@ def moments(arrays: Arrays) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(total.tolist()), tuple(std.tolist())
 
 
+def samples_at(arrays: Arrays, split: Split, indices: Tensor | None) -> Samples:
+    """The chosen samples of a split, all by default, as float32 pixels.
+
+    Raises:
+        DatasetError: an index lies outside the split.
+    """
+    if indices is not None and len(indices):
+        low, high, n = int(indices.min()), int(indices.max()), len(arrays.labels)
+        if low < 0 or high >= n:
+            raise DatasetError(
+                f"expected indices of the {split} split, 0..{n - 1}, got {low}..{high}"
+            )
+    return arrays.samples(indices)
+
+
 class ArrayDataset(Component, ABC):
     """A data source that holds both splits as arrays; see `fl_privacy.protocols.Dataset`."""
 
@@ -80,14 +95,7 @@ class ArrayDataset(Component, ABC):
         Raises:
             DatasetError: an index lies outside the split.
         """
-        arrays = self.arrays(split)
-        if indices is not None and len(indices):
-            low, high, n = int(indices.min()), int(indices.max()), len(arrays.labels)
-            if low < 0 or high >= n:
-                raise DatasetError(
-                    f"expected indices of the {split} split, 0..{n - 1}, got {low}..{high}"
-                )
-        return arrays.samples(indices)
+        return samples_at(self.arrays(split), split, indices)
 
     def prepare(self) -> None:
         """Fetch whatever `load` will need, such as a download; before any client asks."""

@@ -19,6 +19,8 @@ from fl_privacy.datasets.arrays import ArrayDataset, Arrays, DatasetError, Split
 from fl_privacy.seeding import generator
 from fl_privacy.types import Task
 
+NAMES = ". Name yours with x=..., y=..., properties=..."
+
 
 def _absolute(path: str) -> str:
     if not Path(path).is_absolute():
@@ -110,7 +112,7 @@ def _splits(source: NPZ) -> dict[Split, Arrays]:
 
 def _known(source: NPZ, split: str) -> Arrays:
     names = [name.replace("{split}", split) for name in (source.x, source.y, *source.properties)]
-    x, y, *properties = _arrays(Path(source.path), tuple(names))
+    x, y, *properties = read_arrays(Path(source.path), tuple(names), remedy=NAMES)
     for name, array in zip(names[1:], (y, *properties), strict=True):
         if array.shape != (len(x),) or array.dtype.kind not in "iub":
             raise DatasetError(
@@ -149,19 +151,26 @@ def _channels_first(x: np.ndarray[Any, Any], where: str) -> Tensor:
 
 def _class_names(source: NPZ, classes: int) -> tuple[str, ...]:
     """The names in the file, if there is one for each class."""
-    if source.class_names not in _names(Path(source.path)):
+    if source.class_names not in array_names(Path(source.path)):
         return ()
-    (names,) = _arrays(Path(source.path), (source.class_names,))
+    (names,) = read_arrays(Path(source.path), (source.class_names,))
     return tuple(map(str, names)) if names.shape == (classes,) else ()
 
 
-def _names(path: Path) -> list[str]:
+def array_names(path: Path) -> list[str]:
+    """Names of the arrays in a file.
+
+    Raises:
+        DatasetError: no such file, or no .npz file.
+    """
     with _open(path) as file:
         return list(file.files)
 
 
-def _arrays(path: Path, names: tuple[str, ...]) -> list[np.ndarray[Any, Any]]:
-    """The named arrays of a file.
+def read_arrays(
+    path: Path, names: tuple[str, ...], *, remedy: str = ""
+) -> list[np.ndarray[Any, Any]]:
+    """The named arrays of a file; ``remedy`` says what to do when one is missing.
 
     Raises:
         DatasetError: no such file, no .npz file, no such array, or a pickled one.
@@ -171,7 +180,7 @@ def _arrays(path: Path, names: tuple[str, ...]) -> list[np.ndarray[Any, Any]]:
         if missing:
             raise DatasetError(
                 f"{path}: expected the arrays {', '.join(names)}; missing {', '.join(missing)}, "
-                f"present {', '.join(file.files)}. Name yours with x=..., y=..., properties=..."
+                f"present {', '.join(file.files)}{remedy}"
             )
         try:
             return [file[name] for name in names]

@@ -97,6 +97,20 @@ class Dirichlet(Component):
         return _part(partitioner, labels, client, seed)
 
 
+class Consecutive(Component):
+    """Equal parts of the training split in its own order, whatever the seed; disjoint, complete.
+
+    Sources of people keep a person's samples together (`fl_privacy.datasets.attributed`), so
+    clients then have people of their own, except that two neighbors may share the one person
+    whose samples the border cuts.
+    """
+
+    def indices(self, labels: Tensor, client: int, clients: int, *, seed: int) -> Tensor:
+        """Sample indices ``[n]`` int64 of client ``client`` of ``clients``."""
+        _check(len(labels), client, clients)
+        return torch.arange(len(labels)).tensor_split(clients)[client]
+
+
 class ClassesBySamples(Component):
     """Each client has ``samples`` images of each of ``classes`` random classes.
 

@@ -25,7 +25,7 @@ class AlexNetMo(Component):
     """AlexNet of [Mo]: 3x3 convolutions of 16, 32, 64 channels, dense layers of 256 and d_y.
 
     Each convolution is followed by ReLU and a max-pool of 2. Layers with weights: ``conv1`` to
-    ``conv3``, ``fc1``, ``fc2`` (d_y, a width a class); the paper's "layer 4" is ``fc1``.
+    ``conv3``, ``fc1``, ``fc2`` (d_y: one output a class); the paper's "layer 4" is ``fc1``.
     """
 
     padding: Padding = 1
