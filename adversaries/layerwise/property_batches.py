@@ -23,6 +23,9 @@ BatchSize = Annotated[
     PositiveInt | None, Field(description="samples in a batch; none: as the clients'")
 ]
 
+WORDS = {1: "with", 0: "without"}
+"""A value of a property in words."""
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -90,17 +93,42 @@ def draw_batches(
         for value in (1, 0):
             pool = torch.nonzero((fold_of == fold) & (values == value)).flatten()
             if len(pool) < size:
-                with_it = "with" if value else "without"
                 raise LayerMetricError(
-                    f"fold {fold + 1} of {folds} holds {len(pool)} samples {with_it} the property, "
-                    f"of {int((values == value).sum())} in all, and a batch needs {size}: expected "
-                    f"{folds * size} or more; give more samples, or lower batch_size or folds"
+                    f"fold {fold + 1} of {folds} holds {len(pool)} samples {WORDS[value]} the "
+                    f"property, and a batch needs {size}: expected {folds * size} or more in all "
+                    f"folds, got {int((values == value).sum())}; give more samples, or lower "
+                    f"batch_size or folds"
                 )
             draw = generator(seed, "property batches", fold, value)
             indices.append(in_turn(pool, size, batches, draw))
             has.append(torch.full((batches,), value))
             of.append(torch.full((batches,), fold))
     return Batches(torch.cat(indices), torch.cat(has), torch.cat(of))
+
+
+def draw_apart(
+    samples: Samples | None, property: str, *, batches: int, size: int, seed: int
+) -> list[Tensor]:
+    """``batches`` batches that have the property, then as many that have not, ``[size]`` each.
+
+    No two share a sample.
+
+    Raises:
+        LayerMetricError: no usable property, or too few samples.
+    """
+    values = property_of(samples, property)
+    drawn: list[Tensor] = []
+    for value in (1, 0):
+        pool = torch.nonzero(values == value).flatten()
+        if len(pool) < batches * size:
+            raise LayerMetricError(
+                f"expected {batches * size} samples {WORDS[value]} the property, for {batches} "
+                f"batches of {size} that share none, got {len(pool)}: give more samples, or lower "
+                f"batch_size or n"
+            )
+        draw = generator(seed, "property batches", value)
+        drawn += in_turn(pool, size, batches, draw)
+    return drawn
 
 
 def folds_of(values: Tensor, people: Tensor | None, folds: int, seed: int) -> Tensor:
