@@ -79,7 +79,7 @@ def test_the_defaults_that_simulate_shows_are_the_settings_defaults() -> None:
         (("--set", "nope=1"), "nope"),
         (("--set", "lr"), "KEY=VALUE"),
         (("--lr", "-1"), "greater than 0"),
-        (("--dataset", "nope"), "no dataset 'nope'; installed: cifar10"),
+        (("--dataset", "nope"), "no dataset 'nope'; installed: adult"),
         (("--model", "nope"), "no model 'nope'; installed"),
         (("--model", "lenet_zhu"), "no model 'lenet_zhu', did you mean 'lenet-zhu'?; installed"),
         (("--defense", "soteria(rte=1)"), "did you mean 'rate'? Settings of soteria: layer, rate"),
