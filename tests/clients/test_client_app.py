@@ -217,7 +217,7 @@ def test_evaluation_shares_out_the_test_split(send: Send, node: Node) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset": "imagenet"}, "no dataset 'imagenet'; installed: cifar10, digits"),
+        ({"dataset": "imagenet"}, "no dataset 'imagenet'; installed: adult, celeba"),
         ({"client-defense": "nothing"}, "no defense 'nothing'"),
         ({"learning-rate": 1.0}, "learning-rate"),
         ({"audit": True, "out-dir": "runs"}, "absolute out-dir, got 'runs'"),
