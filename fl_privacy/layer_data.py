@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
+from fl_privacy.component import meant
 from fl_privacy.datasets.arrays import DatasetError
 from fl_privacy.datasets.npz import NPZ
 from fl_privacy.layer_results import Source, samples_digest
@@ -27,22 +28,36 @@ GIVE = (
 """What to do where a metric lacks data."""
 
 
+LOAD_ONE = (
+    "load some with the dataset's own setting, such as npz(..., properties=('smiling_{split}',)), "
+    "or name another file"
+)
+"""What to do where samples have no property."""
+
+
 @dataclass(frozen=True)
 class LayerData:
-    """Samples, whose they are, and what they are called in a report; none for none."""
+    """Samples, whose they are, and what they are called in a report; none for none.
+
+    ``given`` is what names them on the command line.
+    """
 
     samples: Samples | None
     source: Source
     name: str
     digest: str
+    given: str = ""
 
+
+PEOPLE = "people"
+"""The array of a file that numbers the person behind each sample."""
 
 NOTHING = LayerData(None, "none", "", "")
 
 
-def data_of(samples: Samples, source: Source, name: str) -> LayerData:
+def data_of(samples: Samples, source: Source, name: str, given: str = "") -> LayerData:
     """Samples with the digest of their content."""
-    return LayerData(samples, source, name, samples_digest(samples))
+    return LayerData(samples, source, name, samples_digest(samples), given)
 
 
 def auxiliary_data(given: str, task: Task) -> LayerData:
@@ -56,19 +71,20 @@ def auxiliary_data(given: str, task: Task) -> LayerData:
     if not given.strip().lower().endswith(".npz"):
         samples = load_auxiliary(given, task)
         assert samples is not None, "the caller has a text"
-        return data_of(samples, "auxiliary", f"the test split of {given}")
+        return data_of(samples, "auxiliary", f"the test split of {given}", given)
     path = Path(given.strip()).expanduser().absolute()
     samples = samples_of_file(path)
     if wrong := misfit(samples, task):
         raise AnalysisError(f"{path}: {wrong}; {REMEDY}")
-    return data_of(samples, "auxiliary", f"the file {path.name}")
+    return data_of(samples, "auxiliary", f"the file {path.name}", str(path))
 
 
 def samples_of_file(path: Path) -> Samples:
     """All samples of a file with the arrays ``inputs`` and ``labels``.
 
-    Every other array of one integer a sample is a property of its name. Layout and types are
-    those of the dataset `npz`; samples of negative label are left out.
+    An array ``people`` numbers the person behind each sample; every other array of one integer a
+    sample is a property of its name. Layout and types are those of the dataset `npz`; samples
+    of negative label are left out.
 
     Raises:
         DatasetError: it cannot be read, or lacks an array.
@@ -76,8 +92,9 @@ def samples_of_file(path: Path) -> Samples:
     source = NPZ(
         path=str(path), x="inputs", y="labels", properties=_properties(path), test_fraction=0.5
     )
-    parts = [source.load("train"), source.load("test")]
-    return joined(parts)
+    every = joined([source.load("train"), source.load("test")])
+    properties = dict(every.properties)
+    return replace(every, people=properties.pop(PEOPLE, None), properties=properties)
 
 
 def _properties(path: Path) -> tuple[str, ...]:
@@ -120,24 +137,35 @@ def joined(parts: Sequence[Samples]) -> Samples:
     )
 
 
-def check_property(name: str, data: LayerData, metric: str) -> None:
-    """Refuse a property that the samples do not have, or all or none of them have.
+def check_has_properties(data: LayerData, metric: str) -> None:
+    """Refuse samples without any property.
 
     Raises:
-        DatasetError: names those there are.
+        DatasetError: they have none.
+    """
+    if data.samples is None or not data.samples.properties:
+        raise DatasetError(f"{metric} needs a property, and {data.name} has none: {LOAD_ONE}")
+
+
+def property_of(name: str, data: LayerData, metric: str) -> str:
+    """The property ``name`` of the samples; without a name the only one they have.
+
+    Raises:
+        DatasetError: there is no such property (lists those there are), or all or none have it.
     """
     properties = data.samples.properties if data.samples else {}
-    if name not in properties:
-        there = ", ".join(sorted(properties)) or "none"
+    if name not in properties and (name or len(properties) != 1):
         raise DatasetError(
-            f"{metric}: {data.name} has no property {name!r}; there are: {there}. A dataset's own "
-            f"settings say which it loads, such as npz(..., properties=('smiling',))"
+            f"{metric}: {data.name} has no property {name!r}{meant(name, properties)}; there are: "
+            f"{', '.join(sorted(properties))}. Choose one of them with property='...'"
         )
+    name = name or next(iter(properties))
     values = properties[name]
     without, having = (int((values == value).sum()) for value in (0, 1))
     if not without or not having:
-        held = f"{having} with and {without} without, {len(values) - having - without} unknown"
         raise DatasetError(
-            f"{metric}: expected samples with (1) and without (0) the property {name!r}, got "
-            f"{held}; choose another property, or data that holds both"
+            f"{metric}: expected samples with the property {name!r} and samples without, got "
+            f"{having} with, {without} without and {len(values) - having - without} unknown; "
+            f"choose another property, or data that holds both"
         )
+    return name

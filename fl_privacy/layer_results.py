@@ -84,7 +84,8 @@ class Measurement(BaseModel):
     """One value for each layer, and whatever the metric tells beside it.
 
     ``standard_errors`` is empty where the metric gives none; ``columns`` hold one number a layer
-    each. Numbers that are infinite or none at all are kept as such.
+    each. Numbers that are infinite or none at all are kept as such. ``auxiliary`` is what named
+    the adversary's data on the command line.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
@@ -96,6 +97,7 @@ class Measurement(BaseModel):
     standard_errors: tuple[float, ...] = ()
     n: int = 0
     columns: dict[str, tuple[float, ...]] = {}
+    auxiliary: str = ""
     seconds: NonNegativeFloat
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -112,7 +114,9 @@ class Measurement(BaseModel):
         return self
 
 
-def measurement(config: MeasureConfig, scores: LayerScores, seconds: float) -> Measurement:
+def measurement(
+    config: MeasureConfig, scores: LayerScores, seconds: float, *, auxiliary: str = ""
+) -> Measurement:
     """The scores of a metric as they are written.
 
     Raises:
@@ -132,6 +136,7 @@ def measurement(config: MeasureConfig, scores: LayerScores, seconds: float) -> M
             standard_errors=() if errors is None else numbers(errors),
             n=scores.n,
             columns={name: numbers(column) for name, column in scores.columns.items()},
+            auxiliary=auxiliary,
             seconds=seconds,
         )
     except ValidationError as error:
@@ -139,10 +144,12 @@ def measurement(config: MeasureConfig, scores: LayerScores, seconds: float) -> M
 
 
 def samples_digest(samples: Samples) -> str:
-    """SHA-256 of the content of samples: inputs, labels and properties."""
+    """SHA-256 of the content of samples: inputs, labels, properties and people."""
     total = hashlib.sha256()
-    tensors = {"inputs": samples.inputs, "labels": samples.labels, **samples.properties}
-    for name, tensor in tensors.items():
+    tensors = [("inputs", samples.inputs), ("labels", samples.labels)]
+    tensors += [(f"property {name}", values) for name, values in samples.properties.items()]
+    tensors += [] if samples.people is None else [("people", samples.people)]
+    for name, tensor in tensors:
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return total.hexdigest()

@@ -26,7 +26,8 @@ from fl_privacy.layer_data import (
     LayerData,
     audit_data,
     auxiliary_data,
-    check_property,
+    check_has_properties,
+    property_of,
 )
 from fl_privacy.layer_results import (
     MeasureConfig,
@@ -200,10 +201,13 @@ def _made(spec: str, data: LayerData) -> LayerMetric:
     needs = component.find("layer_metrics", component.parse(spec)[0]).needs  # type: ignore[attr-defined]
     if needs != "updates" and data.samples is None:
         raise AnalysisError(f"{spec} needs {WANTED[needs]}, and no data was given: {GIVE}")
-    metric: LayerMetric = component.create("layer_metrics", spec)
+    if needs == "property" and data.samples is not None:
+        check_has_properties(data, spec)
+    metric = component.create("layer_metrics", spec)
     if needs == "property":
-        check_property(str(getattr(metric, "property", "")), data, spec)
-    return metric
+        metric = metric.model_copy(update={"property": property_of(metric.property, data, spec)})
+    made: LayerMetric = metric
+    return made
 
 
 def _config(
@@ -258,6 +262,7 @@ def measure(job: MeasureJob, *, progress: Progress = silent) -> Measurement:
         device=job.device,
         progress=progress,
     )
-    found = measurement(job.config, scores, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    found = measurement(job.config, scores, seconds, auxiliary=job.data.given)
     write_measurement(job.run, found)
     return found

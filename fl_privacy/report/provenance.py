@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from fl_privacy.layer_results import measurements
 from fl_privacy.membership_run import clients_of
 from fl_privacy.plan import METRICS
 from fl_privacy.report import words
@@ -96,7 +97,35 @@ def commands(run: Run) -> list[str]:
                 lines.append(f"{written(values)} > {name}")
                 options += [option, name]
         lines.append(f"fl-privacy attack {place} {shlex.join(options)}")
-    return [*lines, f"fl-privacy report {place}"]
+    return [*lines, *measure_commands(run), f"fl-privacy report {place}"]
+
+
+def measure_commands(run: Run) -> list[str]:
+    """What to type to measure the layers again."""
+    place, default = shlex.quote(os.fspath(run.path)), ThreatModel().model_dump(mode="json")
+    lines: dict[str, None] = {}
+    for i, found in enumerate(measurements(run.path), 1):
+        config = found.config
+        last = [r.rpartition(":")[2] for r in config.rounds]
+        options = ["--metric", config.metric, "--rounds", ",".join(last)]
+        options += ["--together"] if len(last) > 1 else []
+        options += ["--audit"] if config.source == "audit" else []
+        options += ["--auxiliary", found.auxiliary] if found.auxiliary else []
+        options += ["--seed", str(config.seed), "--device", config.device]
+        if config.model and config.model != run.manifest.model:
+            options += ["--model", config.model]
+        known = {k: v for k, v in config.threat_model.items() if default.get(k) != v}
+        other = config.task != run.manifest.task
+        task = config.task.model_dump(mode="json", exclude_defaults=True) if other else {}
+        for option, name, values in (
+            ("--threat-model", f"layers-threat-model-{i}.toml", known),
+            ("--task", f"layers-task-{i}.toml", task),
+        ):
+            if values:
+                lines[f"{written(values)} > {name}"] = None
+                options += [option, name]
+        lines[f"fl-privacy measure {place} {shlex.join(options)}"] = None
+    return list(lines)
 
 
 def written(values: Mapping[str, Any]) -> str:
