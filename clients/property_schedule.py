@@ -1,12 +1,10 @@
 """Which clients hold samples that have a property, and in which rounds they train on them.
 
 Melis, Song, De Cristofaro, Shmatikov: Exploiting Unintended Feature Leakage in Collaborative
-Learning, S&P 2019, https://arxiv.org/abs/1805.04049, sections 4.5 and 7.
+Learning, S&P 2019, https://arxiv.org/abs/1805.04049, and the code that its authors published.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch import Generator, Tensor
@@ -18,10 +16,6 @@ from fl_privacy.types import Samples
 
 HAS, LACKS = 1, 0
 """Values of a property; any other is unknown."""
-
-
-class TooFewSamples(ValueError):
-    """Less than a batch of samples of a kind; the message says how many are needed."""
 
 
 def scheduled(
@@ -50,51 +44,48 @@ def scheduled(
     """
     if not settings.client_property_schedule:
         return own, samples
-    values = property_values(samples.properties, settings.client_property)
-    try:
-        if client < settings.client_victims:
-            chosen = victim_positions(values, settings, round=round, generator=generator)
-        else:
-            chosen = of_kind(values, LACKS, settings.batch_size)
-    except TooFewSamples as error:
-        raise ComponentError(f"client {client}, {settings.client_property!r}: {error}") from None
+    if client < settings.client_victims:
+        chosen = victim_positions(samples, settings, round=round, generator=generator)
+    else:
+        chosen = of_kind(samples, settings.client_property, LACKS, least=settings.batch_size)
     return own[chosen], take(samples, chosen)
 
 
 def victim_positions(
-    values: Tensor, settings: RunSettings, *, round: int, generator: Generator
+    samples: Samples, settings: RunSettings, *, round: int, generator: Generator
 ) -> Tensor:
-    """Ascending positions, among property ``values [n]``, of what a victim trains on.
+    """Ascending positions, among its ``samples``, of what a victim trains on.
 
     Raises:
-        TooFewSamples: of samples with the property, or without it where some rounds need these.
+        ComponentError: too few with the property, or without it where some rounds need these.
     """
-    every = period(settings.client_property_schedule)
+    every, name = period(settings.client_property_schedule), settings.client_property
     if every is None:
-        of_kind(values, HAS, 1)
-        return torch.arange(len(values))
-    have = of_kind(values, HAS, settings.batch_size)
+        of_kind(samples, name, HAS, least=1)
+        return torch.arange(len(samples))
+    have = of_kind(samples, name, HAS, least=settings.batch_size)
     if every == 1:
         return have
-    lack = of_kind(values, LACKS, settings.batch_size)
+    lack = of_kind(samples, name, LACKS, least=settings.batch_size)
     count, kind = min(len(have), len(lack)), have if (round - 1) % every == 0 else lack
     if settings.order == "sequential":
         return kind[:count]
     return kind[torch.randperm(len(kind), generator=generator)[:count]].sort().values
 
 
-def of_kind(values: Tensor, kind: int, least: int) -> Tensor:
-    """Positions in ``values [n]`` that hold ``kind``, at least so many.
+def of_kind(samples: Samples, name: str, kind: int, *, least: int) -> Tensor:
+    """Positions of the samples whose property ``name`` is ``kind``.
 
     Raises:
-        TooFewSamples: there are fewer.
+        ComponentError: no such property, or fewer samples than ``least``.
     """
-    found = torch.nonzero(values == kind).flatten()
+    found = torch.nonzero(property_of(samples, name) == kind).flatten()
     if len(found) < least:
-        raise TooFewSamples(
+        smaller = "a smaller batch-size, " if least > 1 else ""
+        raise ComponentError(
             f"expected {least} or more samples {'with' if kind == HAS else 'without'} the property "
-            f"(a batch), got {len(found)} of {len(values)}; lower batch-size, or use fewer clients "
-            f"or another partition"
+            f"{name!r}, got {len(found)} of {len(samples)}; use {smaller}fewer clients or another "
+            f"partition"
         )
     return found
 
@@ -105,12 +96,13 @@ def period(schedule: str) -> int | None:
     return int(rounds) if every == "every" else None
 
 
-def property_values(properties: Mapping[str, Tensor], name: str) -> Tensor:
+def property_of(samples: Samples, name: str) -> Tensor:
     """The values of a property, ``[n]``.
 
     Raises:
         ComponentError: there is none of that name; the message lists those that exist.
     """
+    properties = samples.properties
     if name not in properties:
         raise ComponentError(
             f"client-property: the dataset has no property {name!r}{meant(name, properties)}; "
@@ -119,12 +111,12 @@ def property_values(properties: Mapping[str, Tensor], name: str) -> Tensor:
     return properties[name]
 
 
-def refuse_schedule(own: Tensor, samples: Samples, settings: RunSettings, *, client: int) -> None:
+def refuse_schedule(samples: Samples, settings: RunSettings, client: int) -> None:
     """Before a simulation: refuse what `scheduled` would refuse in any round.
 
     Raises:
         ComponentError: as there.
     """
-    unused = torch.Generator()
+    own, unused = torch.arange(len(samples)), torch.Generator()
     for round in (1, 2):
         scheduled(own, samples, settings, client, round, unused)

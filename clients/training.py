@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor, nn
@@ -21,6 +21,9 @@ from fl_privacy.types import LocalTraining, Samples, Step, Task
 
 OnStep = Callable[[int, Samples, Tensor], None]
 """Called before each step with its number, its batch in pixel space and the batch's indices."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Of outputs ``[n, ...]`` and labels ``[n, ...]``, one value a sample: ``[n]``."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ def local_train(
     gradient_defense: GradientDefense | None = None,
     defense_generator: Generator | None = None,
     on_step: OnStep | None = None,
+    loss: Loss = per_sample_loss,
     device: torch.device | None = None,
 ) -> TrainResult:
     """Train ``model`` in place on ``samples``; deterministic on one thread.
@@ -54,7 +58,8 @@ def local_train(
     ``generator`` (CPU) draws the batches and then a seed for dropout; ``defense_generator``
     (CPU) is the gradient defense's. ``fedsgd`` takes one step on one batch (under ``shuffled``
     order a random one, under ``sequential`` the first samples) and counts that batch as its
-    examples; ``fedavg`` counts all samples.
+    examples; ``fedavg`` counts all samples. ``loss`` gives one value a sample, of the model's
+    outputs and the samples' labels.
 
     Raises:
         ValueError: no samples, no whole batch, or a gradient defense without a generator.
@@ -69,14 +74,15 @@ def local_train(
         if on_step is not None:
             on_step(number, batch, indices)
         nominal = training.batch_size if sampling == "poisson" else len(indices)
-        return step_of(model, task, batch, expected_batch_size=nominal, device=device)
+        step = step_of(model, task, batch, expected_batch_size=nominal, device=device)
+        return replace(step, loss=loss)
 
     with private_dropout(generator, device):
         steps = (step_on(number, indices) for number, indices in enumerate(batches))
-        loss, stats = descend(model, steps, training, gradient_defense, defense_generator)
+        mean_loss, stats = descend(model, steps, training, gradient_defense, defense_generator)
     state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     num_examples = _num_examples(len(samples), training, batches, sampling)
-    return TrainResult(state, num_examples, loss, stats)
+    return TrainResult(state, num_examples, mean_loss, stats)
 
 
 def descend(

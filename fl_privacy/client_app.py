@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections import OrderedDict
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +25,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
+from clients.active_property import HEAD, active_training
 from clients.defending import defend_update, with_aliases
 from clients.encoding import sparse_upload
 from clients.flower_clipping import clipping_mod
@@ -38,7 +39,7 @@ from fl_privacy.component import ComponentError, create, create_all
 from fl_privacy.defenses import split_defenses
 from fl_privacy.privacy_spent import PrivacySpent
 from fl_privacy.protocols import Dataset, Model, Partition
-from fl_privacy.seeding import generator
+from fl_privacy.seeding import derive_seed, generator
 from fl_privacy.settings import RunSettings, parse_settings
 
 app = ClientApp()
@@ -60,25 +61,35 @@ def train(message: Message, context: Context) -> Message:
     torch.set_num_threads(1)
     settings, (client, clients) = client_settings(context), partition_of(context)
     trip = round_trip_of(message, context, settings)
-    spec = settings.client_defense if client < settings.defended(clients) else ""
+    active = settings.is_active(client, clients)
+    defends = client < settings.defended(clients) and not active
+    spec = settings.client_defense if defends else ""
     gradient_defense, update_defenses = split_defenses(create_all("defenses", spec))
     dataset = open_dataset(settings.dataset)
     key, model, sent = received_model(message, settings, dataset)
     own = partition_indices(settings.dataset, settings.partition, client, clients, settings.seed)
     seeds = (settings.seed, trip.attempt, trip.round, client)
-    draws = generator(*seeds, "property-schedule")
-    own, samples = scheduled(own, dataset.load("train", own), settings, client, trip.round, draws)
+    samples = dataset.load("train", own)
+    if not active:
+        draws = generator(*seeds, "property-schedule")
+        own, samples = scheduled(own, samples, settings, client, trip.round, draws)
     hidden = (secrets.randbits(63),) if "client-defense" in context.node_config else seeds
     folder = state_folder(settings, context)
     gradient_defense, spent = take_part(gradient_defense, settings, samples=len(own), folder=folder)
-    result = local_train(
+    defense_generator = generator(*hidden, "gradient-defense")
+    trainer = (
+        active_training(settings, context.state, seed=derive_seed(settings.seed, client, HEAD))
+        if active
+        else partial(
+            local_train, gradient_defense=gradient_defense, defense_generator=defense_generator
+        )
+    )
+    result = trainer(
         model,
         dataset.task(),
         samples,
         settings.local_training,
         generator=generator(*(hidden if spent else seeds), "batches"),
-        gradient_defense=gradient_defense,
-        defense_generator=generator(*hidden, "gradient-defense"),
         on_step=lambda step, batch, chosen: trip.keep(step, batch, own[chosen]),
         device=best_device(),
     )
@@ -92,7 +103,8 @@ def train(message: Message, context: Context) -> Message:
         generator=generator(*hidden, "update-defense"),
     )
     privacy = epsilon_and_delta(spent)
-    told = {**privacy, **noise_of(gradient_defense), "samples": len(own)}
+    told = {**privacy, **noise_of(gradient_defense), "samples": len(own), "partition": client}
+    told |= {"active_alpha": settings.client_active_alpha} if active else {}
     trip.keep_defense(spec, {**result.stats, **stats, **told})
     reply = RecordDict({key: ArrayRecord(OrderedDict(with_aliases(state, model)))})
     loss = math.nan if spent else result.loss  # it has no noise, so DP-SGD keeps it

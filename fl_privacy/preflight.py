@@ -10,9 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from clients.active_property import refuse_one_kind, two_heads
 from clients.defending import defend_update
 from clients.private_training import rehearsed_privacy
-from clients.property_schedule import refuse_schedule
+from clients.property_schedule import property_of, refuse_schedule
 from clients.round_trip import refuse_proximal_term
 from clients.training import draw_batches, local_train
 from fl_privacy.component import ComponentError, create, create_all
@@ -85,25 +86,39 @@ def prepare(settings: RunSettings, clients: int, folder: RunFolder) -> None:
     if hasattr(dataset, "prepare"):
         dataset.prepare()
     own = partition.indices(dataset.labels("train"), 0, clients, seed=settings.seed)
-    if settings.client_property_schedule:
-        check_schedule(settings, dataset, partition, clients)
+    if settings.client_property_schedule or settings.client_active_clients:
+        check_property(settings, model, dataset, partition, clients)
     rehearse(settings, model, dataset, own)
     if settings.resume and folder.manifest.exists():
         check_same(open_store(folder.recording), manifest_of(settings, dataset.task()))
 
 
-def check_schedule(
-    settings: RunSettings, dataset: Dataset, partition: Partition, clients: int
+def check_property(
+    settings: RunSettings, model: Model, dataset: Dataset, partition: Partition, clients: int
 ) -> None:
-    """Refuse a schedule of property batches that a client has not the samples for.
+    """Refuse victims and active adversaries that have not the samples, or the network, they need.
 
     Raises:
         ComponentError: naming the client, what it has and what it needs.
     """
-    labels = dataset.labels("train")
+    active, victims = settings.client_active_clients, settings.client_victims
+    if active and settings.client_property_schedule and active + victims > clients:
+        raise ComponentError(
+            f"client-victims {victims} and client-active-clients {active} are more than the "
+            f"{clients} clients; nobody is both"
+        )
+    property_of(dataset.load("train", torch.arange(1)), settings.client_property)
+    if active:
+        two_heads(model.build(dataset.task(), seed=settings.seed), dataset.task(), seed=0)
     for client in range(clients):
-        own = partition.indices(labels, client, clients, seed=settings.seed)
-        refuse_schedule(own, dataset.load("train", own), settings, client=client)
+        own = partition.indices(dataset.labels("train"), client, clients, seed=settings.seed)
+        try:
+            if settings.is_active(client, clients):
+                refuse_one_kind(dataset.load("train", own), settings.client_property)
+            else:
+                refuse_schedule(dataset.load("train", own), settings, client)
+        except ComponentError as error:
+            raise ComponentError(f"client {client}: {error}") from None
 
 
 def rehearse(settings: RunSettings, model: Model, dataset: Dataset, own: Tensor) -> None:

@@ -107,7 +107,7 @@ class RunSettings(BaseModel):
         Field(description="upload all values, or those that differ from what was sent if smaller"),
     ] = "dense"
     client_property: Annotated[
-        str, Field(description="property of the dataset's samples that the schedule is about")
+        str, Field(description="property of the dataset's samples that victims are to leak")
     ] = ""
     client_property_schedule: Annotated[
         str,
@@ -121,14 +121,23 @@ class RunSettings(BaseModel):
         PositiveInt,
         Field(description="clients (lowest partition ids) with samples that have the property"),
     ] = 1
+    client_active_clients: Annotated[
+        int,
+        Field(ge=0, description="clients (highest partition ids) that attack with a second head"),
+    ] = 0
+    client_active_alpha: Annotated[
+        float,
+        Field(ge=0, le=1, description="their loss is alpha L_main + (1 - alpha) L_property"),
+    ] = 0.5
 
     @model_validator(mode="after")
     def _property_named(self) -> Self:
-        if self.client_property_schedule and not self.client_property:
-            raise ValueError(
-                "client-property-schedule needs client-property, the name of a property of the "
-                "dataset's samples"
-            )
+        for name in ("client_property_schedule", "client_active_clients"):
+            if getattr(self, name) and not self.client_property:
+                raise ValueError(
+                    f"{name.replace('_', '-')} needs client-property, the name of a property of "
+                    f"the dataset's samples"
+                )
         return self
 
     @property
@@ -151,6 +160,10 @@ class RunSettings(BaseModel):
         fields = type(self).model_fields.items()
         recorded = {name for name, field in fields if field.json_schema_extra == {"recorded": True}}
         return self.model_dump(by_alias=True, include=recorded)
+
+    def is_active(self, client: int, clients: int) -> bool:
+        """Whether ``client`` of ``clients`` is an active adversary."""
+        return client >= clients - self.client_active_clients
 
     def defended(self, clients: int) -> int:
         """How many of ``clients`` defend, those with the lowest partition ids."""

@@ -40,6 +40,7 @@ def test_a_new_setting_is_not_recorded_unless_it_says_so() -> None:
     out = set(RunSettings().model_dump(by_alias=True)) - set(RunSettings().public())
     own = {"client-defense", "client-defended-share", "client-state-dir", "client-report-epsilon"}
     inference = {"client-property", "client-property-schedule", "client-victims"}
+    inference |= {"client-active-clients", "client-active-alpha"}
     assert out == {*own, *inference, "client-encoding", "out-dir"}
 
 
