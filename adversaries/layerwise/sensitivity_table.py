@@ -1,0 +1,117 @@
+"""What sensitivity of single samples at recorded global models adds up to, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adversaries.layerwise.batch_gradients import chosen_layers, global_models
+from adversaries.layerwise.sample_gradients import Network, sent_network
+from fl_privacy.layers import LayerMetricError
+from fl_privacy.types import NonNegativeFloat, Observation, PositiveInt, Samples, Tensors
+
+LeastRange = Annotated[
+    NonNegativeFloat,
+    Field(
+        description="a sample whose gradient spans no more than this at a layer is dropped there"
+    ),
+]
+Chunk = Annotated[PositiveInt, Field(description="samples at once; bounds the memory")]
+Layers = Annotated[tuple[str, ...], Field(description="layers to measure; none: all")]
+
+
+def networks(
+    observations: Sequence[Observation], wanted: Sequence[str], device: torch.device
+) -> Iterator[Network]:
+    """Each global model that was sent, once, in the order of recording.
+
+    Raises:
+        LayerMetricError: no observation, an unknown layer, a network without layers or one that
+            mixes samples.
+    """
+    models, first = global_models(observations), observations[0]
+    layers = chosen_layers(first, wanted)
+    if not layers:
+        raise LayerMetricError("the network has no layer with a weight of two or more dimensions")
+    for sent in models:
+        yield sent_network(first.model, first.task, sent, layers, device)
+
+
+def checked(samples: Samples | None, observations: Sequence[Observation]) -> Samples:
+    """Samples that fit the task.
+
+    Raises:
+        LayerMetricError: none, of another shape, or with labels that are no classes of the task.
+    """
+    if not samples or not observations:
+        what = "observation" if samples else "sample"
+        raise LayerMetricError(f"expected at least one {what}, got none")
+    task = observations[0].task
+    if tuple(samples.inputs.shape[1:]) != task.input_shape:
+        raise LayerMetricError(
+            f"expected inputs of shape {task.input_shape}, got {tuple(samples.inputs.shape[1:])}: "
+            f"give data of the recorded task"
+        )
+    low, high = int(samples.labels.min()), int(samples.labels.max())
+    if low < 0 or high >= task.classes:
+        raise LayerMetricError(
+            f"expected labels 0 to {task.classes - 1}, got {low} to {high}: give data of the "
+            f"recorded task"
+        )
+    return samples
+
+
+def chunks(samples: Samples, size: int, network: Network) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """How many samples are done after each chunk; its inputs where and as the network computes.
+
+    Its labels stay on the CPU.
+    """
+    like = next(network.model.parameters())
+    done = 0
+    for inputs, labels in zip(
+        torch.split(samples.inputs, size), torch.split(samples.labels, size), strict=True
+    ):
+        done += len(labels)
+        yield done, inputs.to(like.device, like.dtype), labels.cpu()
+
+
+def per_sample(values: Tensor) -> Tensor:
+    """``[models, n, layers]`` to the mean over those models where a sample counts, ``[n, layers]``.
+
+    NaN stands for what does not count.
+    """
+    return values.nanmean(0)
+
+
+def mean_and_median(name: str, values: Tensor) -> Tensors:
+    """Two columns, over samples; NaN where none counts. ``values [models, n, layers]``."""
+    each = per_sample(values)
+    return {f"{name}, mean": each.nanmean(0), f"{name}, median": each.nanmedian(0).values}
+
+
+def standard_error(values: Tensor) -> Tensor:
+    """Of the mean over samples, ``[layers]``; NaN for fewer than two."""
+    each = per_sample(values)
+    used = (~each.isnan()).sum(0)
+    deviation = (each - each.nanmean(0)).square().nansum(0) / (used - 1).clamp_min(0)
+    return (deviation / used).sqrt()
+
+
+def counts(values: Tensor, sizes: Tensor) -> Tensors:
+    """How many samples count at each layer, how many do not, and how many weights it has.
+
+    With several models also the standard deviation of the models' means.
+    """
+    used = (~values.isnan()).double().sum(1)
+    told = {
+        "samples used": used.mean(0),
+        "samples dropped": values.shape[1] - used.mean(0),
+        "weights": sizes,
+    }
+    if len(values) == 1:
+        return told
+    return {**told, f"deviation over {len(values)} models": values.nanmean(1).std(0)}
