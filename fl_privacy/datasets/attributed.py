@@ -165,11 +165,12 @@ def _indices(source: AttributedDataset) -> Mapping[Group, Tensor]:
     groups = split_people(table.person, source.shares, source.seed)
     chosen = {group: i[labels[i] >= 0] for group, i in groups.items()}
     for group, indices in chosen.items():
-        if len(held := set(labels[indices].tolist())) < 2:
+        held, needed = set(labels[indices].tolist()), 2 if group == "clients" else 1
+        if len(held) < needed:
             raise DatasetError(
-                f"expected two or more classes of the main task {source.main_task!r} among the "
-                f"{group} people, got {len(held)} in {len(indices)} samples whose class is known; "
-                f"choose another main_task, seed or shares"
+                f"expected {needed} or more classes of the main task {source.main_task!r} among "
+                f"the {group} people, got {len(held)} in {len(indices)} samples whose class is "
+                f"known; choose another main_task, seed or shares"
             )
     return chosen
 

@@ -19,7 +19,7 @@ from fl_privacy.datasets.arrays import ArrayDataset, Arrays, DatasetError, Split
 from fl_privacy.seeding import generator
 from fl_privacy.types import Task
 
-NAMES = ". Name yours with x=..., y=..., properties=..."
+RENAME = ". Name yours with x=..., y=..., properties=..."
 
 
 def _absolute(path: str) -> str:
@@ -112,7 +112,7 @@ def _splits(source: NPZ) -> dict[Split, Arrays]:
 
 def _known(source: NPZ, split: str) -> Arrays:
     names = [name.replace("{split}", split) for name in (source.x, source.y, *source.properties)]
-    x, y, *properties = read_arrays(Path(source.path), tuple(names), remedy=NAMES)
+    x, y, *properties = read_arrays(Path(source.path), tuple(names), remedy=RENAME)
     for name, array in zip(names[1:], (y, *properties), strict=True):
         if array.shape != (len(x),) or array.dtype.kind not in "iub":
             raise DatasetError(
