@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from logging import INFO, WARNING, getLogger
 from pathlib import Path
@@ -113,12 +114,13 @@ class AttributedDataset(Component, ABC):
         return self.arrays(split).labels
 
     def load(self, split: Split, indices: Tensor | None = None) -> Samples:
-        """The chosen samples of a split, all by default, with their properties.
+        """The chosen samples of a split, all by default, with their properties and people.
 
         Raises:
             DatasetError: an index lies outside the split.
         """
-        return samples_at(self.arrays(split), split, indices)
+        found, people = samples_at(self.arrays(split), split, indices), self.people(split)
+        return replace(found, people=people if indices is None else people[indices])
 
     def relations(self) -> Mapping[str, Phi]:
         """Phi of each property and the main task, over all samples that have both.
