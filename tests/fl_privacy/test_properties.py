@@ -99,9 +99,7 @@ def test_several_attributes_make_classes_of_the_samples_that_have_exactly_one() 
 
 def test_an_unknown_attribute_is_answered_with_those_that_exist() -> None:
     faces = table(Eye_glasses=[0, 1], Bald=[1, 0])
-    with pytest.raises(
-        DatasetError, match=r"'Eyeglasses', did you mean 'Eye glasses'.*: Bald"
-    ):
+    with pytest.raises(DatasetError, match=r"'Eyeglasses', did you mean 'Eye glasses'.*: Bald"):
         main_labels(faces, "Eyeglasses")
 
 
