@@ -21,7 +21,7 @@ from fl_privacy.seeding import derive_seed
 SLOPES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Factors on the log-odds that calibration tries."""
 
-WEIGHTS = np.linspace(0, 1, 21)
+WEIGHTS = np.linspace(0, 0.98, 50)
 """Weights of the prediction that are tried in its mixture with the prevalence."""
 
 
@@ -80,7 +80,8 @@ def usable_information(
     for name in names:
         test, train = groups == name, groups != name
         rows, prior = of_inner_folds(inner, labels, groups, name)
-        chosen, slope, weight = tuned(rows[:, train], labels[train], prior[train])
+        mistakes = len(names) - 1
+        chosen, slope, weight = tuned(rows[:, train], labels[train], prior[train], mistakes)
         prevalence = np.full(test.sum(), labels[train].mean())
         q = calibrated(predictions(name)[chosen, test], prevalence, slope)
         nothing[test] = -log_likelihood(prevalence, labels[test])
@@ -125,16 +126,22 @@ def check_groups(labels: Ints, groups: Ints) -> list[int]:
     return names
 
 
-def tuned(predicted: Floats, labels: Ints, prior: Floats) -> tuple[int, float, float]:
+def tuned(
+    predicted: Floats, labels: Ints, prior: Floats, mistakes: int
+) -> tuple[int, float, float]:
     """Classifier, factor on the log-odds, and weight beside the prior, of the best likelihood.
 
-    ``predicted [classifiers, n]``, ``prior [n]``. The smallest weight among equals.
+    ``predicted [classifiers, n]``, ``prior [n]``. To the samples are added so many imagined
+    ``mistakes``, of which the prediction was certain: few groups without a mistake are no
+    promise that there will be none, and one at full weight would cost everything. The
+    smallest weight among equals.
     """
+    imagined = mistakes * np.log1p(-WEIGHTS)
     best = (-math.inf, 0, 1.0, 0.0)
     for chosen, q in enumerate(predicted):
         for slope in SLOPES:
             tried = mixed(calibrated(q, prior, slope), prior, WEIGHTS[:, None])
-            likelihoods = log_likelihood(tried, labels).mean(1)
+            likelihoods = log_likelihood(tried, labels).sum(1) + imagined
             i = int(likelihoods.argmax())
             if likelihoods[i] > best[0]:
                 best = (float(likelihoods[i]), chosen, slope, float(WEIGHTS[i]))

@@ -89,6 +89,7 @@ def test_people_are_apart_and_every_sample_keeps_its_values(celeba: str) -> None
         number = numbers(samples.inputs)
         assert samples.inputs.shape[1:] == source.task().input_shape == (3, 8, 6)
         assert people.tolist() == (1000 + PERSON[number]).tolist()
+        assert samples.people is not None and samples.people.tolist() == people.tolist()
         assert samples.labels.tolist() == values[number, 0].tolist()
         assert samples.properties["B"].tolist() == values[number, 1].tolist()
         assert samples.properties["B"].dtype == torch.int64
