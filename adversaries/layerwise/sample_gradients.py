@@ -231,11 +231,6 @@ def product(back: Tensor, seen: Tensor) -> Tensor:
     return (back @ seen.transpose(-1, -2)).flatten(1)
 
 
-def is_outer(back: Tensor) -> bool:
-    """Whether the gradient is an outer product: one position, one group."""
-    return back.shape[1] == 1 and back.shape[-1] == 1
-
-
 def whole_gradients(
     network: Network, layers: Sequence[str], inputs: Tensor, cotangents: Tensor
 ) -> dict[str, Tensor]:

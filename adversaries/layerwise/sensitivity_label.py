@@ -7,50 +7,34 @@ https://arxiv.org/abs/2010.08762.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from adversaries.layerwise.sample_gradients import (
-    Network,
-    backs,
-    is_outer,
-    patches,
-    product,
-    run,
-    whole_gradients,
-)
+from adversaries.layerwise.gradient_sums import Sums, of_factors, of_vectors
+from adversaries.layerwise.sample_gradients import Network, backs, patches, run, whole_gradients
 from adversaries.layerwise.sensitivity_table import (
     Chunk,
     Layers,
     LeastRange,
+    Norm,
     checked,
     chunks,
     counts,
     mean_and_median,
     networks,
     per_sample,
+    psi,
     standard_error,
 )
 from fl_privacy.component import Component
 from fl_privacy.protocols import Progress, silent
 from fl_privacy.types import LayerScores, Observation, Samples
 
-Norm = Literal["F", "1", "inf"]
-
 TITLES = {"logits": "to logits", "label": "eq. (2) to the letter"}
 """What the sensitivities are called in columns."""
-
-
-class Columns(NamedTuple):
-    """What norms need to know of each column of Jacobians: ``[n, classes, layers]`` or a part."""
-
-    squares: Tensor
-    absolutes: Tensor
-    lowest: Tensor
-    highest: Tensor
 
 
 class LabelSensitivity(Component):
@@ -127,19 +111,18 @@ class LabelSensitivity(Component):
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def of_samples(
-        self, columns: Columns, probabilities: Tensor, labels: Tensor, sizes: Tensor
+        self, columns: Sums, probabilities: Tensor, labels: Tensor, sizes: Tensor
     ) -> dict[str, Tensor]:
         """The same of some samples, from their ``columns [n, classes, layers]``."""
         own = torch.arange(len(labels)), labels
         spans = (columns.highest - columns.lowest)[own]
         spans = spans.where(spans > self.least_range, torch.nan)
-        psi = {"F": sizes.sqrt(), "1": sizes, "inf": torch.ones_like(sizes)}[self.norm]
         norms = {
             "logits": entrywise(columns, probabilities, self.norm),
             "label": entrywise(columns, torch.ones_like(probabilities), self.norm),
         }
         return {
-            **{TITLES[of]: norm / (psi * spans) for of, norm in norms.items()},
+            **{TITLES[of]: norm / (psi(sizes, self.norm) * spans) for of, norm in norms.items()},
             **{
                 f"norm alone, to {of}": norm.where(~spans.isnan(), torch.nan)
                 for of, norm in norms.items()
@@ -148,7 +131,7 @@ class LabelSensitivity(Component):
         }
 
 
-def entrywise(columns: Columns, scales: Tensor, norm: Norm) -> Tensor:
+def entrywise(columns: Sums, scales: Tensor, norm: Norm) -> Tensor:
     """The norm ``[n, layers]`` of Jacobians whose columns are multiplied by ``[n, classes]``."""
     scales = scales[..., None]
     if norm == "F":
@@ -158,7 +141,7 @@ def entrywise(columns: Columns, scales: Tensor, norm: Norm) -> Tensor:
     return (scales * torch.maximum(columns.highest, -columns.lowest)).amax(1)
 
 
-def jacobian(network: Network, inputs: Tensor) -> tuple[Tensor, Columns]:
+def jacobian(network: Network, inputs: Tensor) -> tuple[Tensor, Sums]:
     """Probabilities ``[n, classes]``, and the columns of the Jacobians to the label, float64.
 
     Column c is what comes back from ``p - e_c``, one class after the other; minus ``p_c`` times
@@ -177,7 +160,7 @@ def jacobian(network: Network, inputs: Tensor) -> tuple[Tensor, Columns]:
         ]
         of_classes.append([torch.stack(kind, -1) for kind in zip(*of_layers, strict=True)])
     columns = [torch.stack(kind, 1).double().cpu() for kind in zip(*of_classes, strict=True)]
-    return probabilities.cpu(), Columns(*columns)
+    return probabilities.cpu(), Sums(*columns)
 
 
 def residuals(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,20 +172,3 @@ def residuals(logits: Tensor) -> tuple[Tensor, Tensor]:
     eye = torch.eye(logits.shape[1], dtype=torch.float64, device=logits.device)
     others = probabilities[:, :, None] * (1 - eye)
     return probabilities, others - torch.diag_embed(others.sum(1))
-
-
-def of_vectors(vectors: Tensor) -> Columns:
-    """Of columns that stand there: ``[n, weights]``."""
-    squares = torch.linalg.vector_norm(vectors, dim=1).square()
-    absolutes = torch.linalg.vector_norm(vectors, ord=1, dim=1)
-    return Columns(squares, absolutes, vectors.amin(1), vectors.amax(1))
-
-
-def of_factors(back: Tensor, seen: Tensor) -> Columns:
-    """Of columns that are ``back seen^T``; one that is an outer product is not formed."""
-    if not is_outer(back):
-        return of_vectors(product(back, seen))
-    one, other = of_vectors(back.flatten(1)), of_vectors(seen.flatten(1))
-    corners = torch.stack([a * b for a in one[2:] for b in other[2:]])
-    lowest, highest = corners.aminmax(dim=0)
-    return Columns(one.squares * other.squares, one.absolutes * other.absolutes, lowest, highest)

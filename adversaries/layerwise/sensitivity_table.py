@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -13,6 +13,9 @@ from adversaries.layerwise.batch_gradients import chosen_layers, global_models
 from adversaries.layerwise.sample_gradients import Network, sent_network
 from fl_privacy.layers import LayerMetricError
 from fl_privacy.types import NonNegativeFloat, Observation, PositiveInt, Samples, Tensors
+
+Norm = Literal["F", "1", "inf"]
+"""Entrywise: root of the sum of squares, sum of sizes, largest size."""
 
 LeastRange = Annotated[
     NonNegativeFloat,
@@ -79,6 +82,11 @@ def chunks(samples: Samples, size: int, network: Network) -> Iterator[tuple[int,
         yield done, inputs.to(like.device, like.dtype), labels.cpu()
 
 
+def psi(entries: Tensor, norm: Norm) -> Tensor:
+    """What a norm of ``entries`` ones is, but for inf: what norms are divided by."""
+    return {"F": entries.sqrt(), "1": entries, "inf": torch.ones_like(entries)}[norm]
+
+
 def per_sample(values: Tensor) -> Tensor:
     """``[models, n, layers]`` to the mean over those models where a sample counts, ``[n, layers]``.
 
@@ -90,7 +98,7 @@ def per_sample(values: Tensor) -> Tensor:
 def mean_and_median(name: str, values: Tensor) -> Tensors:
     """Two columns, over samples; NaN where none counts. ``values [models, n, layers]``."""
     each = per_sample(values)
-    return {f"{name}, mean": each.nanmean(0), f"{name}, median": each.nanmedian(0).values}
+    return {f"{name}, mean": each.nanmean(0), f"{name}, median": each.nanquantile(0.5, 0)}
 
 
 def standard_error(values: Tensor) -> Tensor:
