@@ -11,16 +11,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Timer
 
+import numpy as np
 import pytest
+import torch
+from flwr.app import RecordDict
+from sklearn.datasets import load_digits
 
+from clients.active_property import HEAD, train_actively
 from fl_privacy.code_digest import digest_of
 from fl_privacy.component import ComponentError
 from fl_privacy.preflight import check_ray_address, check_resources
 from fl_privacy.processes import marked
 from fl_privacy.recording import Recording
+from fl_privacy.seeding import derive_seed
 from fl_privacy.simulation import RAY_TIMEOUT, assemble_app, follow, round_of, simulate
 from fl_privacy.superlink import SimulationError, SuperLink, signals_raise
+from fl_privacy.threat_model import ThreatModel
 from fl_privacy.truth import TruthVault
+from fl_privacy.types import LocalTraining
 
 CLIENTS, ROUNDS = 4, 2
 SMALL = ("--dataset", "digits", "--model", "mlp", "--clients", str(CLIENTS))
@@ -52,11 +60,15 @@ def test_a_run_from_the_bundle_alone(
     run, lines = tmp_path / "run", list[str]()
     simulate(
         {
-            "dataset": "digits",
+            "dataset": digits_with_property(tmp_path / "digits.npz"),
             "model": "mlp",
             "num-server-rounds": ROUNDS,
             "min-clients": CLIENTS,
+            "batch-size": 8,
             "audit": True,
+            "client-property": "high",
+            "client-property-schedule": "every:2",
+            "client-active-clients": 1,
             "client-defense": "gaussian_noise(scale=0.01)+top_k(share=0.05)",
             "client-defended-share": 0.5,
             "client-encoding": "sparse",
@@ -90,6 +102,57 @@ def test_a_run_from_the_bundle_alone(
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [line["round"] for line in history] == [0, 1, 2]
     assert all(0 <= line["accuracy"] <= 1 and line["n"] == 360 for line in history)
+    check_property_batches(recording, TruthVault(run / "truth"))
+
+
+def digits_with_property(path: Path) -> str:
+    """The digits in a file, with a property: there is more ink above the middle than below."""
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8).astype("float32") / 16
+    high = images[:, :4].sum((1, 2)) > images[:, 4:].sum((1, 2))
+    np.savez(path, x=images, y=labels, high=high.astype("int64"), allow_pickle=False)
+    return f"npz(path={str(path)!r}, x='x', y='y', properties=('high',), test_fraction=0.2)"
+
+
+def check_property_batches(recording: Recording, vault: TruthVault) -> None:
+    """The victim's first round is of the property; no other round of an honest client is."""
+    exchanges = [target.exchanges[0] for target in ThreatModel().observe(recording)]
+    partition = {e.node: int(vault.defense_stats(e)["partition"]) for e in exchanges}
+    active = max(partition, key=partition.__getitem__)
+    for exchange in exchanges:
+        if exchange.node != active:
+            values = vault.samples([exchange]).properties["high"]
+            assert len(values) == 8
+            assert (values == int(partition[exchange.node] == 0 and exchange.round == 1)).all()
+    check_second_head(recording, vault, active)
+
+
+def check_second_head(recording: Recording, vault: TruthVault, node: str) -> None:
+    """The active client's updates are those of a head that lives on, whatever process made them."""
+    known = ThreatModel(own_node=node).observe(recording)
+    own_updates = {target.exchanges[0].round: target.own_update for target in known}
+    mine = [t.exchanges[0] for t in ThreatModel().observe(recording) if t.exchanges[0].node == node]
+    assert node not in {target.exchanges[0].node for target in known}
+    assert [exchange.round for exchange in mine] == [1, 2]
+    memory = RecordDict()
+    for exchange in mine:
+        assert vault.defense_stats(exchange)["active_alpha"] == 0.5
+        model = known[0].model()
+        model.load_state_dict(dict(exchange.parameters))
+        result = train_actively(
+            model,
+            known[0].task,
+            vault.samples([exchange]),
+            LocalTraining(lr=0.01, batch_size=8, order="sequential"),
+            name="high",
+            alpha=0.5,
+            memory=memory,
+            seed=derive_seed(0, CLIENTS - 1, HEAD),
+            generator=torch.Generator(),
+        )
+        for name, update in (own_updates[exchange.round] or {}).items():
+            expected = result.state[name] - exchange.parameters[name]
+            torch.testing.assert_close(update, expected, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.flower
