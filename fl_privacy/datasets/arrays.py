@@ -40,7 +40,7 @@ class Arrays:
         """A copy of the chosen samples, all by default, as float32."""
         chosen = self.select(torch.arange(len(self.labels)) if indices is None else indices)
         scale = 255.0 if chosen.inputs.dtype == torch.uint8 else 1.0
-        inputs = chosen.inputs.to(torch.float32).div_(scale)
+        inputs = chosen.inputs.to(torch.float32, memory_format=torch.contiguous_format).div_(scale)
         return Samples(inputs, chosen.labels, chosen.properties)
 
 
@@ -60,19 +60,17 @@ def moments(arrays: Arrays) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(total.tolist()), tuple(std.tolist())
 
 
-def samples_at(arrays: Arrays, split: Split, indices: Tensor | None) -> Samples:
-    """The chosen samples of a split, all by default, as float32 pixels.
+def check_indices(indices: Tensor, split: Split, n: int) -> None:
+    """Refuse indices that a split of ``n`` samples does not have.
 
     Raises:
         DatasetError: an index lies outside the split.
     """
-    if indices is not None and len(indices):
-        low, high, n = int(indices.min()), int(indices.max()), len(arrays.labels)
-        if low < 0 or high >= n:
-            raise DatasetError(
-                f"expected indices of the {split} split, 0..{n - 1}, got {low}..{high}"
-            )
-    return arrays.samples(indices)
+    if not len(indices):
+        return
+    low, high = int(indices.min()), int(indices.max())
+    if low < 0 or high >= n:
+        raise DatasetError(f"expected indices of the {split} split, 0..{n - 1}, got {low}..{high}")
 
 
 class ArrayDataset(Component, ABC):
@@ -95,7 +93,10 @@ class ArrayDataset(Component, ABC):
         Raises:
             DatasetError: an index lies outside the split.
         """
-        return samples_at(self.arrays(split), split, indices)
+        arrays = self.arrays(split)
+        if indices is not None:
+            check_indices(indices, split, len(arrays.labels))
+        return arrays.samples(indices)
 
     def prepare(self) -> None:
         """Fetch whatever `load` will need, such as a download; before any client asks."""

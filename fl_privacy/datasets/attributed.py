@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
 from fl_privacy.component import Component
-from fl_privacy.datasets.arrays import Arrays, DatasetError, Split, moments, samples_at
+from fl_privacy.datasets.arrays import Arrays, DatasetError, Split, check_indices, moments
 from fl_privacy.datasets.properties import (
     UNRELATED,
     AttributeTable,
@@ -100,18 +100,13 @@ class AttributedDataset(Component, ABC):
         """Shape, classes, and moments of the clients' samples."""
         return _task(self._whole())
 
-    def arrays(self, split: Split) -> Arrays:
-        """The samples of a split, as stored, person after person."""
-        return _groups(self._whole())["clients" if split == "train" else self.held_out]
-
     def people(self, split: Split) -> Tensor:
         """Who is on each sample of a split, ``[n]`` int64."""
-        chosen = _indices(self._whole())["clients" if split == "train" else self.held_out]
-        return self.table().person[chosen]
+        return self.table().person[self._chosen(split)]
 
     def labels(self, split: Split) -> Tensor:
-        """Labels ``[n]`` int64 of a split."""
-        return self.arrays(split).labels
+        """Labels ``[n]`` int64 of a split; a person's samples stand together."""
+        return _everything(self._whole()).labels[self._chosen(split)]
 
     def load(self, split: Split, indices: Tensor | None = None) -> Samples:
         """The chosen samples of a split, all by default, with their properties and people.
@@ -119,8 +114,12 @@ class AttributedDataset(Component, ABC):
         Raises:
             DatasetError: an index lies outside the split.
         """
-        found, people = samples_at(self.arrays(split), split, indices), self.people(split)
-        return replace(found, people=people if indices is None else people[indices])
+        chosen = self._chosen(split)
+        if indices is not None:
+            check_indices(indices, split, len(chosen))
+            chosen = chosen[indices]
+        found = _everything(self._whole()).samples(chosen)
+        return replace(found, people=self.table().person[chosen])
 
     def relations(self) -> Mapping[str, Phi]:
         """Phi of each property and the main task, over all samples that have both.
@@ -128,15 +127,14 @@ class AttributedDataset(Component, ABC):
         Raises:
             DatasetError: an attribute that is not there, or a property that is no secret.
         """
-        table = self.table()
-        labels = main_labels(table, self.main_task)
+        table, labels = self.table(), main_labels(self.table(), self.main_task)
         return {
             name: check_property(name, labels, table.attribute(name)) for name in self.properties
         }
 
     def prepare(self) -> None:
         """Fetch the data, and log how many people and samples there are, and every phi."""
-        self.arrays("train")
+        _everything(self._whole())
         log, person = getLogger("flwr"), self.table().person
         told = (
             f"{group} {len(set(person[chosen].tolist()))} people with {len(chosen)} samples"
@@ -153,6 +151,10 @@ class AttributedDataset(Component, ABC):
                 n,
                 related,
             )
+
+    def _chosen(self, split: Split) -> Tensor:
+        """Indices of a split's samples in the table, ``[n]``."""
+        return _indices(self._whole())["clients" if split == "train" else self.held_out]
 
     def _whole(self) -> Self:
         """What all three groups have in common, whichever is held out."""
@@ -178,24 +180,21 @@ def _indices(source: AttributedDataset) -> Mapping[Group, Tensor]:
 
 
 @cache
-def _groups(source: AttributedDataset) -> Mapping[Group, Arrays]:
+def _everything(source: AttributedDataset) -> Arrays:
+    """All samples of the table; refuses properties that are no secret."""
     table = source.table()
     source.relations()
-    labels = main_labels(table, source.main_task)
-    everything = Arrays(
-        table.inputs, labels, {name: table.attribute(name) for name in source.properties}
-    )
-    return {group: everything.select(indices) for group, indices in _indices(source).items()}
+    properties = {name: table.attribute(name) for name in source.properties}
+    return Arrays(table.inputs, main_labels(table, source.main_task), properties)
 
 
 @cache
 def _task(source: AttributedDataset) -> Task:
-    clients = _groups(source)["clients"]
-    mean, std = moments(clients)
+    mean, std = moments(_everything(source).select(_indices(source)["clients"]))
     names = source.classes()
     class_names = (f"not {names[0]}", names[0]) if len(names) == 1 else names
     return Task(
-        input_shape=tuple(clients.inputs.shape[1:]),
+        input_shape=tuple(source.table().inputs.shape[1:]),
         classes=len(class_names),
         mean=mean,
         std=tuple(value or 1.0 for value in std),

@@ -93,6 +93,8 @@ def test_people_are_apart_and_every_sample_keeps_its_values(celeba: str) -> None
         assert samples.labels.tolist() == values[number, 0].tolist()
         assert samples.properties["B"].tolist() == values[number, 1].tolist()
         assert samples.properties["B"].dtype == torch.int64
+        assert samples.people is not None and torch.equal(samples.people, people)
+        assert samples.inputs.is_contiguous()
 
 
 def test_who_is_where_depends_on_seed_and_shares_alone(celeba: str) -> None:
