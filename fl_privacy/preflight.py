@@ -17,6 +17,7 @@ from clients.property_schedule import property_of, refuse_schedule
 from clients.round_trip import refuse_proximal_term
 from clients.training import draw_batches, local_train
 from fl_privacy.component import ComponentError, create, create_all
+from fl_privacy.datasets.properties import check_property
 from fl_privacy.defenses import split_defenses
 from fl_privacy.protocols import Costly, Dataset, Model, Partition
 from fl_privacy.recording_opening import check_same
@@ -26,6 +27,7 @@ from fl_privacy.run_manifest import manifest_of
 from fl_privacy.seeding import generator
 from fl_privacy.settings import RunSettings
 from fl_privacy.superlink import SimulationError
+from fl_privacy.types import Samples
 from strategies.differential_privacy import refuse_statistics, with_differential_privacy
 from strategies.flower import flower_strategy
 
@@ -87,19 +89,22 @@ def prepare(settings: RunSettings, clients: int, folder: RunFolder) -> None:
         dataset.prepare()
     own = partition.indices(dataset.labels("train"), 0, clients, seed=settings.seed)
     if settings.client_property_schedule or settings.client_active_clients:
-        check_property(settings, model, dataset, partition, clients)
+        check_property_roles(settings, model, dataset, partition, clients)
     rehearse(settings, model, dataset, own)
     if settings.resume and folder.manifest.exists():
         check_same(open_store(folder.recording), manifest_of(settings, dataset.task()))
 
 
-def check_property(
+def check_property_roles(
     settings: RunSettings, model: Model, dataset: Dataset, partition: Partition, clients: int
 ) -> None:
     """Refuse victims and active adversaries that have not the samples, or the network, they need.
 
+    Logs how closely property and main task go together over all clients' samples.
+
     Raises:
         ComponentError: naming the client, what it has and what it needs.
+        DatasetError: the property has one value only, or is the main task itself.
     """
     active, victims = settings.client_active_clients, settings.client_victims
     if active and settings.client_property_schedule and active + victims > clients:
@@ -107,18 +112,33 @@ def check_property(
             f"client-victims {victims} and client-active-clients {active} are more than the "
             f"{clients} clients; nobody is both"
         )
-    property_of(dataset.load("train", torch.arange(1)), settings.client_property)
     if active:
         two_heads(model.build(dataset.task(), seed=settings.seed), dataset.task(), seed=0)
+    name, labels, values = settings.client_property, [], []
     for client in range(clients):
         own = partition.indices(dataset.labels("train"), client, clients, seed=settings.seed)
+        samples = dataset.load("train", own)
+        labels.append(samples.labels)
+        values.append(property_of(samples, name))
         try:
-            if settings.is_active(client, clients):
-                refuse_one_kind(dataset.load("train", own), settings.client_property)
-            else:
-                refuse_schedule(dataset.load("train", own), settings, client)
+            refuse_role(samples, settings, client, clients)
         except ComponentError as error:
             raise ComponentError(f"client {client}: {error}") from None
+    relation = check_property(name, torch.cat(labels), torch.cat(values))
+    told = "Property %s: phi to the main task %+.3f over the clients' samples (n = %s)"
+    getLogger("flwr").info(told, name, *relation)
+
+
+def refuse_role(samples: Samples, settings: RunSettings, client: int, clients: int) -> None:
+    """Refuse samples with which ``client`` of ``clients`` cannot play its part in any round.
+
+    Raises:
+        ComponentError: saying what it has and what it needs.
+    """
+    if settings.is_active(client, clients):
+        refuse_one_kind(samples, settings.client_property)
+    else:
+        refuse_schedule(samples, settings, client)
 
 
 def rehearse(settings: RunSettings, model: Model, dataset: Dataset, own: Tensor) -> None:

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from logging import getLogger
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from clients.active_property import HEAD, train_actively, two_heads, with_featur
 from clients.training import TrainResult, local_train
 from fl_privacy.client_app import app
 from fl_privacy.component import ComponentError, create
+from fl_privacy.datasets.arrays import DatasetError
 from fl_privacy.models.mlp import MLP
 from fl_privacy.preflight import prepare
 from fl_privacy.run_folder import RunFolder
@@ -280,6 +282,28 @@ def test_what_an_active_client_would_refuse_is_refused_before_the_run(
     told = RunSettings(dataset=source, model="mlp", client_property="p", client_active_clients=1)
     with pytest.raises(ComponentError, match=message):
         prepare(told.model_copy(update=changes), 4, RunFolder(tmp_path))
+
+
+def test_a_property_that_is_the_main_task_is_refused_and_phi_is_told(
+    source: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(getLogger("flwr"), "propagate", True)
+    told = RunSettings(
+        dataset=source.replace("'p_", "'y_"),
+        model="mlp",
+        client_property="y",
+        client_active_clients=1,
+    )
+    with pytest.raises(DatasetError, match="'y' is the main task"):
+        prepare(told, 4, RunFolder(tmp_path))
+    caplog.set_level("INFO", "flwr")
+    prepare(
+        told.model_copy(update={"dataset": source, "client_property": "p"}), 4, RunFolder(tmp_path)
+    )
+    samples = create("datasets", source).load("train")
+    expected = np.corrcoef(samples.labels, samples.properties["p"])[0, 1]
+    assert f"Property p: phi to the main task {expected:+.3f} over" in caplog.text
+    assert "(n = 480)" in caplog.text
 
 
 def test_an_active_client_needs_the_name_of_a_property() -> None:
