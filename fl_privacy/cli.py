@@ -440,6 +440,50 @@ def measure(
 @app.command(
     epilog="""Examples:
 
+fl-privacy protect runs/faces --budget 1
+
+fl-privacy protect runs/faces --budget 2 --by label_sensitivity --random 20
+
+fl-privacy protect runs/faces --budget 2 --by v_information --no-attack"""
+)
+def protect(
+    run: LocalRun,
+    budget: Annotated[int, typer.Option("--budget", "-k", min=1, help="Layers to withhold.")],
+    by: Annotated[
+        str,
+        typer.Option(
+            help="Rank layers by this: auc, or a layer metric that was measured.",
+            show_default="auc, if layers were attacked; else the only metric measured",
+        ),
+    ] = "",
+    random: Annotated[
+        int, typer.Option("--random", min=2, help="Draws of as many random layers to compare with.")
+    ] = 5,
+    attack: Annotated[
+        bool, typer.Option("--attack/--no-attack", help="Attack again without these layers.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Seed of the random layers.")] = 0,
+    model: Annotated[
+        str, typer.Option(help="package.module:factory, for a model of your own.")
+    ] = "",
+    task: Annotated[
+        Path | None, typer.Option(help="TOML file: input_shape, classes, mean, std.")
+    ] = None,
+) -> None:
+    """Name the layers to withhold, and repeat the run's attacks without them; resumable."""
+    from fl_privacy import attack_command, protect_command
+
+    request = protect_command.Request(budget, by, random, seed, attack)
+    given = attack_command.read_task(task) if task else None
+    folder = attack_command.local_folder(run)
+    found, place = protect_command.protect(folder, request, model=model, task=given)
+    Console(emoji=False).print(protect_command.shown(found))
+    typer.echo(f"Configuration in {place}. Look at it: fl-privacy report {run}")
+
+
+@app.command(
+    epilog="""Examples:
+
 fl-privacy sweep docs/sweeps/quick.toml --out runs/quick
 
 fl-privacy sweep docs/sweeps/fig5-dlg-mnist.toml --out runs/fig5 --dry-run

@@ -19,6 +19,9 @@ from fl_privacy.printable import printable
 from fl_privacy.report.layer_words import about, columns, heading
 from fl_privacy.types import Task
 
+FIRST = 5
+"""Columns that a terminal has room for."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -60,13 +63,16 @@ def _measured(job: MeasureJob, label: str) -> Measured:
 
 
 def shown(found: Measurement) -> Group:
-    """A measurement for the terminal: what it is, and a row a layer."""
+    """A measurement for the terminal: what it is, and a row a layer with the first columns."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("layer", overflow="fold")
-    cells = columns(found)
-    for column in cells:
+    every = columns(found)
+    for column in every[:FIRST]:
         head = f"{column.title}\n{column.unit}" if column.unit else column.title
         table.add_column(printable(head), justify="right", overflow="fold")
     for i, layer in enumerate(found.layers):
-        table.add_row(printable(layer), *(printable(column.cells[i]) for column in cells))
-    return Group(f"[bold]{printable(heading(found))}[/]", printable(about(found)), table)
+        table.add_row(printable(layer), *(printable(c.cells[i]) for c in every[:FIRST]))
+    rest = "; ".join(column.title for column in every[FIRST:])
+    more = f"In the report also: {printable(rest)}\n" if rest else ""
+    head = f"[bold]{printable(heading(found))}[/]\n{printable(about(found))}"
+    return Group(head, table, more)

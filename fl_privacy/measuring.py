@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -18,17 +18,9 @@ from pydantic import Field
 
 from fl_privacy import component
 from fl_privacy.code_digest import code_digest
-from fl_privacy.component import VERSION, Component, ComponentError
-from fl_privacy.datasets.arrays import DatasetError
-from fl_privacy.layer_data import (
-    GIVE,
-    NOTHING,
-    LayerData,
-    audit_data,
-    auxiliary_data,
-    check_has_properties,
-    property_of,
-)
+from fl_privacy.component import VERSION, Component
+from fl_privacy.layer_choice import LeftOut, chosen
+from fl_privacy.layer_data import NOTHING, LayerData, audit_data, auxiliary_data
 from fl_privacy.layer_results import (
     MeasureConfig,
     Measurement,
@@ -64,13 +56,6 @@ class MeasurePlan(Component):
     device: Annotated[str, Field(description="cpu, cuda, cuda:1; auto: cuda if there is one")] = (
         "auto"
     )
-
-
-LeftOut = tuple[str, str]
-"""A metric, and why it is not measured."""
-
-WANTED = {"data": "samples", "property": "samples with a property"}
-"""What a metric needs, in words."""
 
 
 @dataclass(frozen=True)
@@ -153,61 +138,6 @@ def observed(
         flaw = next(e.flaw for g in groups.values() for o in g for e in o.exchanges if e.flaw)
         raise AnalysisError(f"no reply of these rounds can be used, the first because {flaw}")
     return [[o for group in usable for o in group]] if plan.together else usable
-
-
-def chosen(specs: Sequence[str], data: LayerData) -> tuple[list[LayerMetric], list[LeftOut]]:
-    """The metrics of ``specs``; without any all installed that the data allows, and the rest.
-
-    Of those about a property there is one for each property of the data.
-
-    Raises:
-        ComponentError: an unknown metric or setting.
-        DatasetError: a property that the data does not have.
-        AnalysisError: a metric that lacks data, or none can be measured.
-    """
-    if specs:
-        return [_made(spec, data) for spec in specs], []
-    metrics: list[LayerMetric] = []
-    left_out: list[LeftOut] = []
-    for spec in _every(data):
-        try:
-            metrics.append(_made(spec, data))
-        except (ComponentError, DatasetError, AnalysisError) as error:
-            left_out.append((spec, str(error)))
-    if not metrics:
-        there = ", ".join(sorted(component.installed("layer_metrics"))) or "none"
-        raise AnalysisError(f"no layer metric can be measured (installed: {there}): {GIVE}")
-    return metrics, left_out
-
-
-def _every(data: LayerData) -> list[str]:
-    """Every installed metric by name, one about a property once for each that the data has."""
-    names = tuple(data.samples.properties) if data.samples else ()
-    specs: list[str] = []
-    for name in sorted(component.installed("layer_metrics")):
-        kind: Any = component.find("layer_metrics", name)
-        of_each = [f"{name}(property={p!r})" for p in names]
-        specs += of_each if kind.needs == "property" and of_each else [name]
-    return specs
-
-
-def _made(spec: str, data: LayerData) -> LayerMetric:
-    """A metric that is ready for the data.
-
-    Raises:
-        ComponentError: an unknown metric or setting, or a setting that is missing.
-        AnalysisError, DatasetError: the data, or its property, is missing.
-    """
-    needs = component.find("layer_metrics", component.parse(spec)[0]).needs  # type: ignore[attr-defined]
-    if needs != "updates" and data.samples is None:
-        raise AnalysisError(f"{spec} needs {WANTED[needs]}, and no data was given: {GIVE}")
-    if needs == "property" and data.samples is not None:
-        check_has_properties(data, spec)
-    metric = component.create("layer_metrics", spec)
-    if needs == "property":
-        metric = metric.model_copy(update={"property": property_of(metric.property, data, spec)})
-    made: LayerMetric = metric
-    return made
 
 
 def _config(

@@ -12,52 +12,92 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fl_privacy.layer_results import Measurement, measurements
+from fl_privacy.metrics.statistics import Interval
+from fl_privacy.prediction import LayerAuc
+from fl_privacy.protection import protections
+from fl_privacy.report.layer_aucs import layer_aucs
 from fl_privacy.report.layer_figures import Bars, layer_figure
-from fl_privacy.report.layer_words import (
-    BOUNDS,
-    about,
-    columns,
-    heading,
-    rounds_in_words,
+from fl_privacy.report.layer_tables import (
+    auc_table,
+    prediction_table,
+    protection_table,
+    table,
 )
+from fl_privacy.report.layer_words import BOUNDS, rounds_in_words
+from fl_privacy.report.scores import Analysis
 from fl_privacy.report.words import plain
 
+NULLS = ("null", "permuted labels, mean")
+"""Columns that say what a layer without any information would get."""
 
-def layers_section(run: Path) -> Markup:
-    """The section of a run folder; empty when nothing was measured.
+
+def layers_section(run: Path, found: Sequence[Analysis]) -> Markup:
+    """The section of a run folder; empty when nothing was measured or attacked layer by layer.
 
     Raises:
-        LayerResultError: a measurement is there and cannot be read.
+        LayerResultError, ProtectionError: a file is there and cannot be read.
     """
-    found = measurements(run)
-    if not found:
+    measured, aucs, protected = measurements(run), layer_aucs(found), protections(run)
+    if not measured and not aucs and not protected:
         return Markup()
     template = files("fl_privacy.report").joinpath("layers.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    shown = page.from_string(template).render(groups=groups_of(found))
+    shown = page.from_string(template).render(
+        groups=groups_of(measured, aucs),
+        aucs=[auc_table(one) for one in attacks_by_layer(aucs)],
+        predictions=prediction_table(measured, aucs),
+        protections=[protection_table(one) for one in protected],
+    )
     return Markup(shown)  # escaped by the template
 
 
-def groups_of(found: Sequence[Measurement]) -> list[dict[str, Any]]:
+def groups_of(found: Sequence[Measurement], aucs: Sequence[LayerAuc]) -> list[dict[str, Any]]:
     """Figure and tables of the measurements at the same global models."""
-    rounds = list(dict.fromkeys(one.config.rounds for one in found))
+    rounds = list(dict.fromkeys(one.config.rounds for one in found)) or [()]
     return [
-        group(f"layers{number}", [one for one in found if one.config.rounds == at], at)
+        group(f"layers{number}", [one for one in found if one.config.rounds == at], at, aucs)
         for number, at in enumerate(rounds, 1)
     ]
 
 
-def group(key: str, found: Sequence[Measurement], at: Sequence[str]) -> dict[str, Any]:
-    """What was measured at one global model, or at several together."""
-    title = rounds_in_words(at).capitalize()
-    layers = list(dict.fromkeys(layer for one in found for layer in one.layers))
-    panels = [bars(one, layers) for one in found]
+def group(
+    key: str, found: Sequence[Measurement], at: Sequence[str], aucs: Sequence[LayerAuc]
+) -> dict[str, Any]:
+    """What was measured at one global model, or at several together, below what an attacker got."""
+    title = f"Measured at the global model of {rounds_in_words(at)}" if at else "Attacked alone"
+    lists = [[a.layer for a in own] for own in attacks_by_layer(aucs)] + [m.layers for m in found]
+    layers = list(dict.fromkeys(layer for own in sorted(lists, key=len)[::-1] for layer in own))
+    panels = [auc_bars(own, layers) for own in attacks_by_layer(aucs)]
+    panels += [bars(one, layers) for one in found]
     what = f"{title}, a bar for each layer: {', '.join(panel.title for panel in panels)}"
     return {
         "title": title,
-        "figure": layer_figure(layers, panels, key, what),
+        "figure": layer_figure(layers, panels, key, what) if panels else "",
+        "attacked": bool(aucs),
         "tables": [table(one) for one in found],
     }
+
+
+def attacks_by_layer(aucs: Sequence[LayerAuc]) -> list[list[LayerAuc]]:
+    """The AUC of each attack, about each property."""
+    attacks = list(dict.fromkeys((a.attacker, a.property) for a in aucs))
+    return [[a for a in aucs if (a.attacker, a.property) == one] for one in attacks]
+
+
+def auc_bars(own: Sequence[LayerAuc], layers: Sequence[str]) -> Bars:
+    """The panel of one attack, from chance on."""
+    held = {a.layer: a.auc for a in own}
+    nothing = Interval(math.nan, math.nan, math.nan, 0)
+    found = [held.get(layer, nothing) for layer in layers]
+    about = f", {own[0].property}" if own[0].property else ""
+    return Bars(
+        title=f"attacker{about}",
+        unit="AUC (0.5: chance)",
+        values=[one.mean for one in found],
+        arms=[(one.low, one.high) for one in found],
+        attacked=True,
+        from_=0.5,
+    )
 
 
 def bars(found: Measurement, layers: Sequence[str]) -> Bars:
@@ -69,7 +109,7 @@ def bars(found: Measurement, layers: Sequence[str]) -> Bars:
 
     low, high = intervals(found)
     title = plain(found.config.name) + (f", {found.config.about}" if found.config.about else "")
-    null = found.columns.get("null", ())
+    null = next((found.columns[name] for name in NULLS if name in found.columns), ())
     return Bars(
         title=title,
         unit=found.unit,
@@ -86,20 +126,3 @@ def intervals(found: Measurement) -> tuple[Sequence[float], Sequence[float]]:
     errors = found.standard_errors or (math.nan,) * len(found.layers)
     pairs = list(zip(found.values, errors, strict=True))
     return [v - 1.96 * e for v, e in pairs], [v + 1.96 * e for v, e in pairs]
-
-
-def table(found: Measurement) -> dict[str, Any]:
-    """One measurement as text."""
-    config = found.config
-    settings = ", ".join(f"{plain(k)} {v!r}" for k, v in config.settings.items())
-    return {
-        "title": heading(found),
-        "audit": config.source == "audit",
-        "columns": columns(found),
-        "layers": found.layers,
-        "about": about(found),
-        "settings": settings or "none",
-        "digest": config.digest[:8],
-        "code": config.code_digest[:8],
-        "seconds": f"{found.seconds:,.1f}",
-    }

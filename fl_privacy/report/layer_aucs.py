@@ -1,0 +1,34 @@
+"""What attackers got from each layer alone: the AUC of property inference, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fl_privacy.component import parse
+from fl_privacy.prediction import LayerAuc
+from fl_privacy.report.scores import Analysis, defenses, score
+from fl_privacy.report.words import group_title
+
+AUC = "auc"
+
+
+def layer_aucs(found: Sequence[Analysis]) -> list[LayerAuc]:
+    """The AUC at every layer that was scored alone: attack by attack, defense by defense."""
+    return [one for a in found if not a.is_baseline for one in aucs_of(a)]
+
+
+def aucs_of(analysis: Analysis) -> list[LayerAuc]:
+    """The same of one attack."""
+    groups = defenses([analysis])
+    about = str(analysis.config.settings.get("property") or "")
+    aucs = []
+    for defense in groups:
+        who = analysis.label + (f", {group_title(defense).lower()}" if len(groups) > 1 else "")
+        for metric in analysis.config.metrics:
+            name, settings = parse(metric.spec or metric.name)
+            if name != AUC or not settings.get("layer"):
+                continue
+            auc = score(analysis, defense, metric, None).interval
+            if auc.n:
+                aucs.append(LayerAuc(who, about, str(settings["layer"]), auc))
+    return aucs

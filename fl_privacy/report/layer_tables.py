@@ -1,0 +1,112 @@
+"""The tables of the section on layers, as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fl_privacy.layer_results import Measurement
+from fl_privacy.metrics.correlation import Correlation
+from fl_privacy.metrics.statistics import Interval
+from fl_privacy.prediction import LayerAuc, points, predictions
+from fl_privacy.protection import Measured, Protection
+from fl_privacy.report.layer_words import about, columns, heading
+from fl_privacy.report.words import count, interval, metric_name, plain
+from fl_privacy.results import MetricInfo
+
+
+def table(found: Measurement) -> dict[str, Any]:
+    """One measurement as text."""
+    config = found.config
+    settings = ", ".join(f"{plain(k)} {v!r}" for k, v in config.settings.items())
+    return {
+        "title": heading(found),
+        "audit": config.source == "audit",
+        "columns": columns(found),
+        "layers": found.layers,
+        "about": about(found),
+        "settings": settings or "none",
+        "digest": config.digest[:8],
+        "recording": config.recording_digest[:8],
+        "device": config.device,
+        "code": config.code_digest[:8],
+        "seconds": f"{found.seconds:,.1f}",
+    }
+
+
+def auc_table(own: Sequence[LayerAuc]) -> dict[str, Any]:
+    """One attack, layer by layer, as text."""
+    about = f" of {own[0].property}" if own[0].property else ""
+    return {
+        "title": f"AUC{about} from each layer alone, {plain(own[0].attacker)}",
+        "lines": [
+            {
+                "layer": a.layer,
+                "auc": interval_in_words(a.auc),
+                "n": a.auc.n,
+                "null": interval_in_words(a.null) if a.null else "",
+            }
+            for a in own
+        ],
+    }
+
+
+def prediction_table(
+    found: Sequence[Measurement], aucs: Sequence[LayerAuc]
+) -> list[dict[str, Any]]:
+    """How well each metric, and each of its columns, predicts the AUC; those that can be told."""
+    return [
+        {
+            "metric": plain(one.metric),
+            "column": plain(one.column),
+            "pearson": correlation_in_words(one.pearson),
+            "spearman": correlation_in_words(one.spearman),
+            "points": f"{count(one.layers, 'layer')}, {count(one.pearson.interval.n, 'pair')}",
+        }
+        for one in predictions(points(found, aucs))
+        if math.isfinite(one.pearson.interval.mean)
+    ]
+
+
+def correlation_in_words(one: Correlation) -> str:
+    """Coefficient, interval and p."""
+    p = "p < 0.001" if one.p < 0.001 else f"p {one.p:.3f}"
+    return f"{interval_in_words(one.interval)}, {p}"
+
+
+def interval_in_words(value: Interval) -> str:
+    """``0.93 [0.85, 0.97]``."""
+    if not math.isfinite(value.mean):
+        return "–"
+    mean = f"{value.mean:.2f}".replace("-", "−")
+    if not math.isfinite(value.low):
+        return mean
+    return f"{mean} [{value.low:.2f}, {value.high:.2f}]".replace("-", "−")
+
+
+def protection_table(found: Protection) -> dict[str, Any]:
+    """One choice of layers to withhold, as text."""
+    return {
+        "title": f"Withhold {', '.join(found.layers)}",
+        "by": plain(found.by),
+        "defense": found.defense,
+        "sets": len(found.sets),
+        "budget": count(found.budget, "random layer"),
+        "lines": [
+            {
+                "who": plain(line.adversary),
+                "metric": f"{metric_name(line.metric.name)}, {line.metric.unit}",
+                "nothing": score_in_words(line.nothing, line.metric),
+                "chosen": score_in_words(line.chosen, line.metric)
+                + (f" ({line.failed})" if line.failed else ""),
+                "random": score_in_words(line.random, line.metric),
+            }
+            for line in found.comparisons
+        ],
+    }
+
+
+def score_in_words(value: Measured, metric: MetricInfo) -> str:
+    """Mean and interval in the metric's usual precision."""
+    return interval(Interval(value.mean, value.low, value.high, value.n), metric)

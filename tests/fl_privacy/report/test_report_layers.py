@@ -1,0 +1,256 @@
+"""The report's section on layers: tables, figure, correlation, protection; nothing unescaped."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from fl_privacy.layer_results import MeasureConfig, Measurement, write_measurement
+from fl_privacy.metrics.statistics import Interval
+from fl_privacy.prediction import LayerAuc, points, predictions
+from fl_privacy.protection import Comparison, Measured, Protection, write_protection
+from fl_privacy.report import write_report
+from fl_privacy.report.layer_tables import prediction_table
+from fl_privacy.report.layer_words import columns, number, rounds_in_words
+from fl_privacy.report.layers import groups_of
+from fl_privacy.results import MetricInfo
+from fl_privacy.testing.toys import TASK
+from fl_privacy.threat_model import ThreatModel
+
+LAYERS = ("conv1", "conv2", "fc1", "<script>alert(1)</script>")
+VALUES = (0.1, 0.2, 0.6, 0.3)
+EVIL = "<b>&\"'"
+
+
+def config(**changed: Any) -> MeasureConfig:
+    settings: dict[str, Any] = {
+        "metric": "v_information(property='smiling')",
+        "name": "v_information",
+        "settings": {"property": "smiling", "batches": 20},
+        "needs": "property",
+        "source": "auxiliary",
+        "data": "the test split of faces",
+        "data_digest": "a" * 64,
+        "samples": 400,
+        "rounds": ("1:10",),
+        "updates": 2,
+        "targets_digest": "b" * 64,
+        "model": "mlp",
+        "task": TASK,
+        "threat_model": ThreatModel().model_dump(mode="json"),
+        "seed": 3,
+        "device": "cpu",
+        "threads": 1,
+        "recording_digest": "c" * 64,
+        "code_digest": "d" * 64,
+        "versions": {},
+    }
+    return MeasureConfig(**{**settings, **changed})
+
+
+def measured(values: tuple[float, ...] = VALUES, **changed: Any) -> Measurement:
+    own = {name: changed.pop(name) for name in ("columns", "standard_errors") if name in changed}
+    return Measurement(
+        config=config(**changed),
+        unit="nats",
+        layers=LAYERS,
+        values=values,
+        n=80,
+        seconds=2.0,
+        **own,
+    )
+
+
+def aucs(values: tuple[float, ...], property: str = "smiling") -> list[LayerAuc]:
+    pairs = zip(LAYERS, values, strict=True)
+    return [
+        LayerAuc("pia", property, layer, Interval(v, v - 0.1, v + 0.05, 60)) for layer, v in pairs
+    ]
+
+
+def page(run: Path) -> str:
+    return write_report(run).read_text()
+
+
+def section(text: str) -> str:
+    found = re.search(r'<section id="layers">.*?</section>', text, re.DOTALL)
+    assert found is not None
+    return found[0]
+
+
+def test_a_row_a_layer_with_every_column(synthetic_run: Callable[..., Any]) -> None:
+    run = synthetic_run().path
+    told = {
+        "ceiling": (0.693,) * 4,
+        EVIL: (math.nan, math.inf, -1.0, 1e-9),
+        "permuted labels, mean": (0.01, 0.02, -0.01, 0.0),
+    }
+    one = measured(columns=told, standard_errors=(0.01,) * 4, source="audit", data=EVIL)
+    write_measurement(run, one)
+    shown = section(page(run))
+    rows = re.findall(r"<tr><th scope=\"row\">.*?</tr>", shown)
+    assert len(rows) == len(LAYERS)
+    assert all(row.count("<td") == 5 for row in rows)
+    assert "0.693" in rows[0]
+    assert "∞" in rows[1]
+    assert "−1" in rows[2]
+    assert "AUDIT: clients’ own samples" in shown
+    assert "nats" in shown
+    assert "round 10" in shown
+    assert "400 samples" in shown
+    assert "n 80" in shown
+    assert "batches 20" in shown
+
+
+def test_nothing_from_outside_is_unescaped_and_nothing_is_fetched(
+    synthetic_run: Callable[..., Any],
+) -> None:
+    run = synthetic_run().path
+    bad: dict[str, Any] = {
+        "settings": {"property": EVIL, "x": EVIL},
+        "data": EVIL,
+        "metric": f"v(property={EVIL!r})",
+    }
+    write_measurement(run, measured(columns={EVIL: VALUES}, **bad))
+    text = page(run)
+    assert "<script" not in text
+    assert EVIL not in text
+    assert "<b>&amp;" not in section(text)
+    assert "&lt;script&gt;alert(1)" in section(text)
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)", text)
+
+
+def test_a_figure_has_a_bar_for_each_layer(synthetic_run: Callable[..., Any]) -> None:
+    run = synthetic_run().path
+    write_measurement(run, measured())
+    write_measurement(run, measured((1.0, math.nan, 2.0, 3.0), metric="other", name="other"))
+    shown = section(page(run))
+    assert shown.count("<svg") == 1
+    assert shown.count("<h3>") == 1
+    bars = re.findall(r"style=\"fill: var\(--guess\)[^\"]*\"", shown)
+    assert len(bars) == 4 + 3  # a layer without a number has none
+    assert 'role="img" aria-label="Measured at the global model of round 10' in shown
+    write_measurement(run, measured(rounds=("1:2",)))
+    shown = section(page(run))
+    assert shown.count("<svg") == 2
+    assert shown.index("round 2") < shown.index("round 10")
+
+
+def test_what_the_attacker_got_comes_first(synthetic_run: Callable[..., Any]) -> None:
+    (group,) = groups_of([measured()], aucs((0.5, 0.6, 0.9, 0.7)))
+    drawn = str(group["figure"])
+    assert drawn.index("attacker, smiling") < drawn.index("v information, smiling")
+    assert drawn.count("fill: var(--attack)") == 4
+    (alone,) = groups_of([], aucs((0.5, 0.6, 0.9, 0.7)))
+    assert alone["title"] == "Attacked alone"
+
+
+def test_no_section_without_measurements(synthetic_run: Callable[..., Any]) -> None:
+    assert 'id="layers"' not in page(synthetic_run().path)
+
+
+def test_intervals_of_the_metric_stand_with_its_value() -> None:
+    one = measured(columns={"low": (0.0,) * 4, "high": (1.0,) * 4, "ceiling": (0.693,) * 4})
+    told = columns(one)
+    assert [column.title for column in told] == ["v information", "ceiling"]
+    assert told[0].cells[2] == "0.6 [0, 1]"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(math.nan, "–"), (-math.inf, "−∞"), (0.12345, "0.123"), (-1234.5, "−1.23e+03")],
+)
+def test_numbers(value: float, said: str) -> None:
+    assert number(value) == said
+
+
+def test_rounds_in_words() -> None:
+    assert rounds_in_words(("1:10",)) == "round 10"
+    assert rounds_in_words(("1:1", "2:3")) == "rounds 1, 3 of attempt 2"
+
+
+def test_a_metric_that_orders_layers_as_the_attack_does_predicts_it() -> None:
+    found = points([measured()], aucs((0.5, 0.6, 0.95, 0.7)))
+    (one,) = predictions(found)
+    assert (one.layers, one.pearson.interval.n) == (4, 4)
+    assert one.spearman.interval.mean == pytest.approx(1)
+    assert one.spearman.p == pytest.approx(2 / 24)
+    assert not predictions(points([measured()], aucs((0.5, 0.6, 0.9, 0.7))[:2]))
+
+
+def test_metrics_meet_the_attack_on_the_same_property_only() -> None:
+    on_smiling, on_age = aucs((0.5, 0.6, 0.9, 0.7)), aucs((0.9, 0.5, 0.6, 0.7), "age")
+    about = points([measured()], [*on_smiling, *on_age])
+    assert {p.auc for p in about} == {0.5, 0.6, 0.9, 0.7}
+    assert len(about) == 4
+    anything = measured(metric="label_sensitivity", name="label_sensitivity", settings={})
+    assert len(points([anything], [*on_smiling, *on_age])) == 8
+    (one,) = predictions(points([anything], [*on_smiling, *on_age]))
+    assert one.pearson.groups == 2
+
+
+def test_points_of_several_runs_are_several_groups() -> None:
+    attack = aucs((0.5, 0.6, 0.9, 0.7))
+    every = [p for r in "abcde" for p in points([measured()], attack, run=r)]
+    (one,) = predictions(every)
+    assert one.pearson.groups == 5
+    assert one.pearson.interval.n == 20
+
+
+def test_columns_that_do_not_vary_predict_nothing() -> None:
+    one = measured(columns={"ceiling": (0.693,) * 4, "literal": (0.6, 0.3, 0.2, 0.1)})
+    told = prediction_table([one], aucs((0.5, 0.6, 0.95, 0.7)))
+    assert [line["column"] for line in told] == ["", "literal"]
+    assert told[0]["spearman"].startswith("1.00, p 0.083")
+
+
+def protection(**changed: Any) -> Protection:
+    got = {"low": 0.5, "high": 0.95, "n": 5}
+    info = MetricInfo(name="auc", unit="share of pairs", higher_is_leakier=True)
+    line = Comparison(
+        adversary=EVIL,
+        metric=info,
+        nothing=Measured(mean=0.91, **got),
+        chosen=Measured(mean=0.55, **got),
+        random=Measured(mean=0.83, **got),
+    )
+    settings: dict[str, Any] = {
+        "budget": 2,
+        "by": "auc",
+        "unit": "AUC",
+        "ranking": (("fc1", 0.9), ("conv1", 0.8), ("conv2", 0.6)),
+        "layers": ("fc1", "conv1"),
+        "sets": (("fc1", "conv2"), ("conv1", "conv2")),
+        "comparisons": (line,),
+        "seed": 0,
+        "recording_digest": "c" * 64,
+        "code_digest": "d" * 64,
+        "created": "2026-01-01",
+    }
+    return Protection(**{**settings, **changed})
+
+
+def test_what_withholding_does_is_shown(synthetic_run: Callable[..., Any]) -> None:
+    run = synthetic_run().path
+    write_protection(run, protection(), ThreatModel())
+    shown = section(page(run))
+    assert "Withhold fc1, conv1" in shown
+    assert "withhold(layers=(&#39;fc1&#39;, &#39;conv1&#39;))" in shown
+    for said in ("0.91 [0.50,", "0.55 [0.50,", "0.83 [0.50,", "2 random layers, mean of 2 draws"):
+        assert said in shown.replace("\u00a0", " ")
+    assert EVIL not in shown
+
+
+@pytest.mark.parametrize("kind", ["layers", "protection"])
+def test_a_damaged_file_is_named(
+    synthetic_run: Callable[..., Any], kind: Literal["layers", "protection"]
+) -> None:
+    run = synthetic_run().path
+    folder = run / kind / "1-by-x" if kind == "protection" else run / kind
+    folder.mkdir(parents=True)
+    (folder / "protection.json").write_text("{")
+    with pytest.raises(ValueError, match=r"protection\.json.*remove it and repeat fl-privacy"):
+        write_report(run)
