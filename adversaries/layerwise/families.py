@@ -69,8 +69,11 @@ def families(trees: int) -> Mapping[Family, Classifiers]:
 
 
 def fitted(classifier: Any, features: Floats, labels: Ints) -> Any:
-    """``classifier`` fitted in place; that an MLP stops at its last iteration is part of it."""
-    with warnings.catch_warnings():
+    """``classifier`` fitted in place, in silence about what is no fault.
+
+    That an MLP stops at its last iteration is part of it, and features may all be constant.
+    """
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", ConvergenceWarning)
         return classifier.fit(features, labels)
 
