@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adversaries.layerwise.gradient_sums import (
-    Sums,
+from adversaries.layerwise.gradient_sizes import (
+    Norm,
+    Seen,
     change,
-    of_factors,
-    of_vectors,
+    norm_of,
+    size,
+    span,
+    span_of_product,
     square_of_change,
 )
 from adversaries.layerwise.sample_gradients import (
@@ -39,7 +42,7 @@ class Linearized:
     """Some samples, and what tells how their gradients change with them.
 
     ``inputs [n, *input_shape]`` are pixels. ``seen`` and ``back`` are the factors of each factored
-    layer's gradient, ``sums [n, layers]`` those of all layers' gradients. ``pulled`` is w(u) at
+    layer's gradient, ``spans [n, layers]`` the ranges of all gradients. ``pulled`` is w(u) at
     ``starts``, the u of the inputs, of what each factored layer saw, and of what came back to it.
     """
 
@@ -48,23 +51,23 @@ class Linearized:
     labels: Tensor
     seen: Mapping[str, Tensor]
     back: Mapping[str, Tensor]
-    sums: Sums
+    spans: Tensor
     starts: Sequence[Tensor]
     pulled: Tensor
 
     def squares(self, along: Tensor) -> Tensor:
         """Squared 2-norms of the changes ``along [n, *input_shape]``: ``[n, layers]``."""
-        found = {name: of_vectors(moved).squares for name, moved in self._whole(along).items()}
+        found = {name: size(moved, "F") for name, moved in self._whole(along).items()}
         for name, back, seen in self._factors(along):
             found[name] = square_of_change(self.back[name], self.seen[name], back, seen)
         return torch.stack([found[name] for name in self.network.layers], -1)
 
-    def sums_of_change(self, along: Tensor) -> Sums:
-        """Norms and extremes of the changes ``along [n, *input_shape]``: ``[n, layers]``."""
+    def sizes(self, along: Tensor, norm: Norm) -> Tensor:
+        """Sizes of the changes ``along [n, *input_shape]``: ``[n, layers]``."""
         moved = self._whole(along)
         for name, back, seen in self._factors(along):
             moved[name] = change(self.back[name], self.seen[name], back, seen)
-        return stacked([of_vectors(moved[name]) for name in self.network.layers])
+        return torch.stack([size(moved[name], norm) for name in self.network.layers], -1)
 
     def _whole(self, along: Tensor) -> dict[str, Tensor]:
         return whole_changes(self.network, self.network.whole, self.inputs, self.labels, along)
@@ -97,8 +100,10 @@ def linearized(network: Network, inputs: Tensor, labels: Tensor) -> Linearized:
         for name, module in ((name, network.module(name)) for name in network.factored)
     }
     whole = whole_gradients(network, network.whole, inputs, slopes.detach())
-    sums = [
-        of_vectors(whole[name]) if name in whole else of_factors(*factors[name])
+    spans = [
+        span(whole[name])
+        if name in whole
+        else span_of_product(factors[name][0], Seen(factors[name][1]))
         for name in network.layers
     ]
     return Linearized(
@@ -107,15 +112,10 @@ def linearized(network: Network, inputs: Tensor, labels: Tensor) -> Linearized:
         labels=labels,
         seen={name: seen for name, (_, seen) in factors.items()},
         back={name: back for name, (back, _) in factors.items()},
-        sums=stacked(sums),
+        spans=torch.stack(spans, -1),
         starts=starts,
         pulled=pulled,
     )
-
-
-def stacked(sums: Sequence[Sums]) -> Sums:
-    """One a layer, ``[n]``, to one of all, ``[n, layers]``."""
-    return Sums(*(torch.stack(kind, -1) for kind in zip(*sums, strict=True)))
 
 
 def own_residual(logits: Tensor, labels: Tensor) -> Tensor:
@@ -151,14 +151,12 @@ def probed_norms(
     return norms, errors.where(norms > 0, 0)
 
 
-def exact_norms(local: Linearized) -> dict[str, Tensor]:
-    """Entrywise norms F, 1 and inf of ``dg/dx``, pixel by pixel: ``[n, layers]`` float64."""
-    squares, absolutes, largest = torch.zeros(3, *local.sums.squares.shape, dtype=torch.float64)
+def exact_norms(local: Linearized, norm: Norm) -> Tensor:
+    """Entrywise norms of ``dg/dx``, pixel by pixel: ``[n, layers]`` float64."""
+    total = torch.zeros(local.spans.shape, dtype=torch.float64)
     for pixel in range(local.inputs[0].numel()):
         along = torch.zeros_like(local.inputs)
         along.flatten(1)[:, pixel] = 1
-        column = Sums(*(each.double().cpu() for each in local.sums_of_change(along)))
-        squares += column.squares
-        absolutes += column.absolutes
-        largest = torch.maximum(largest, torch.maximum(column.highest, -column.lowest))
-    return {"F": squares.sqrt(), "1": absolutes, "inf": largest}
+        column = local.sizes(along, norm).double().cpu()
+        total = torch.maximum(total, column) if norm == "inf" else total + column
+    return norm_of(total[None], 0, norm)

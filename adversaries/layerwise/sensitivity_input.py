@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from adversaries.layerwise.gradient_sizes import Norm, psi
 from adversaries.layerwise.input_changes import (
     Linearized,
     exact_norms,
@@ -24,14 +25,12 @@ from adversaries.layerwise.sensitivity_table import (
     Chunk,
     Layers,
     LeastRange,
-    Norm,
     checked,
     chunks,
     counts,
     mean_and_median,
     networks,
     per_sample,
-    psi,
     standard_error,
 )
 from fl_privacy.component import Component
@@ -135,7 +134,7 @@ class InputSensitivity(Component):
             local = linearized(network, inputs, labels.to(inputs.device))
             numbers = range(done - len(labels), done)
             norms, errors = self.norms(local, numbers, seed)
-            spans = (local.sums.highest - local.sums.lowest).double().cpu()
+            spans = local.spans.double().cpu()
             spans = spans.where(spans > self.least_range, torch.nan)
             parts.append(
                 {
@@ -150,7 +149,7 @@ class InputSensitivity(Component):
     def norms(self, local: Linearized, numbers: range, seed: int) -> tuple[Tensor, Tensor]:
         """Norms ``[n, layers]`` of the samples of these ``numbers``, and their probes' errors."""
         if self.exact:
-            found = exact_norms(local)[self.norm]
+            found = exact_norms(local, self.norm)
             return found, torch.zeros_like(found)
         return probed_norms(local, self.probes, numbers, seed)
 

@@ -7,26 +7,34 @@ https://arxiv.org/abs/2010.08762.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from adversaries.layerwise.gradient_sums import Sums, of_factors, of_vectors
+from adversaries.layerwise.gradient_sizes import (
+    Norm,
+    Seen,
+    norm_of,
+    prepared,
+    psi,
+    size,
+    size_of_product,
+    span,
+    span_of_product,
+)
 from adversaries.layerwise.sample_gradients import Network, backs, patches, run, whole_gradients
 from adversaries.layerwise.sensitivity_table import (
     Chunk,
     Layers,
     LeastRange,
-    Norm,
     checked,
     chunks,
     counts,
     mean_and_median,
     networks,
     per_sample,
-    psi,
     standard_error,
 )
 from fl_privacy.component import Component
@@ -35,6 +43,8 @@ from fl_privacy.types import LayerScores, Observation, Samples
 
 TITLES = {"logits": "to logits", "label": "eq. (2) to the letter"}
 """What the sensitivities are called in columns."""
+
+RATIO = "RMS over range of the gradient"
 
 
 class LabelSensitivity(Component):
@@ -105,21 +115,20 @@ class LabelSensitivity(Component):
         """Every sample's sensitivities at one model: ``[n, layers]`` float64, NaN where dropped."""
         parts = []
         for done, inputs, labels in chunks(data, self.chunk, network):
-            probabilities, columns = jacobian(network, inputs)
-            parts.append(self.of_samples(columns, probabilities, labels, network.sizes))
+            found = jacobians(network, inputs, labels.to(inputs.device), self.norm)
+            parts.append(self.of_samples(found, network.sizes))
             progress(done, len(data))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def of_samples(
-        self, columns: Sums, probabilities: Tensor, labels: Tensor, sizes: Tensor
-    ) -> dict[str, Tensor]:
-        """The same of some samples, from their ``columns [n, classes, layers]``."""
-        own = torch.arange(len(labels)), labels
-        spans = (columns.highest - columns.lowest)[own]
-        spans = spans.where(spans > self.least_range, torch.nan)
+    def of_samples(self, found: Jacobians, sizes: Tensor) -> dict[str, Tensor]:
+        """The same of some samples; ``sizes`` are those of the layers."""
+        spans = found.spans.where(found.spans > self.least_range, torch.nan)
+        scales = found.probabilities[..., None]
         norms = {
-            "logits": entrywise(columns, probabilities, self.norm),
-            "label": entrywise(columns, torch.ones_like(probabilities), self.norm),
+            "logits": norm_of(
+                (scales**2 if self.norm == "F" else scales) * found.sizes, 1, self.norm
+            ),
+            "label": norm_of(found.sizes, 1, self.norm),
         }
         return {
             **{TITLES[of]: norm / (psi(sizes, self.norm) * spans) for of, norm in norms.items()},
@@ -127,40 +136,60 @@ class LabelSensitivity(Component):
                 f"norm alone, to {of}": norm.where(~spans.isnan(), torch.nan)
                 for of, norm in norms.items()
             },
-            "RMS over range of the gradient": (columns.squares[own] / sizes).sqrt() / spans,
+            RATIO: (found.squares / sizes).sqrt() / spans,
         }
 
 
-def entrywise(columns: Sums, scales: Tensor, norm: Norm) -> Tensor:
-    """The norm ``[n, layers]`` of Jacobians whose columns are multiplied by ``[n, classes]``."""
-    scales = scales[..., None]
-    if norm == "F":
-        return (scales.square() * columns.squares).sum(1).sqrt()
-    if norm == "1":
-        return (scales * columns.absolutes).sum(1)
-    return (scales * torch.maximum(columns.highest, -columns.lowest)).amax(1)
+class Jacobians(NamedTuple):
+    """Of some samples, float64 on the CPU.
+
+    ``probabilities [n, classes]``; ``sizes [n, classes, layers]`` of the columns of the Jacobian to
+    the label; ``squares`` and ``spans [n, layers]``, sum of squares and range of the gradient.
+    """
+
+    probabilities: Tensor
+    sizes: Tensor
+    squares: Tensor
+    spans: Tensor
 
 
-def jacobian(network: Network, inputs: Tensor) -> tuple[Tensor, Sums]:
-    """Probabilities ``[n, classes]``, and the columns of the Jacobians to the label, float64.
+def jacobians(network: Network, inputs: Tensor, labels: Tensor, norm: Norm) -> Jacobians:
+    """The Jacobians of ``inputs [n, *input_shape]`` and their gradients for ``labels [n]``.
 
-    Column c is what comes back from ``p - e_c``, one class after the other; minus ``p_c`` times
-    it is that of the Jacobian to the logits.
+    Column c is what comes back from ``p - e_c``, one class after the other, and that of the label
+    is the gradient; minus ``p_c`` times it is column c of the Jacobian to the logits.
     """
     passed = run(network, inputs)
     probabilities, cotangents = residuals(passed.logits)
-    seen = {name: patches(network.module(name), t.detach()) for name, t in passed.seen.items()}
-    of_classes = []
-    for cotangent in cotangents.to(inputs.dtype).unbind(2):
-        back = {n: backs(network.module(n), d) for n, d in passed.back(cotangent).items()}
-        whole = whole_gradients(network, network.whole, inputs.detach(), cotangent)
-        of_layers = [
-            of_vectors(whole[name]) if name in whole else of_factors(back[name], seen[name])
-            for name in network.layers
-        ]
-        of_classes.append([torch.stack(kind, -1) for kind in zip(*of_layers, strict=True)])
-    columns = [torch.stack(kind, 1).double().cpu() for kind in zip(*of_classes, strict=True)]
-    return probabilities.cpu(), Sums(*columns)
+    seen = {
+        name: prepared(patches(network.module(name), t.detach()), norm)
+        for name, t in passed.seen.items()
+    }
+    sizes: list[list[Tensor]] = []
+    own: dict[str, Tensor] = {}
+    for c, cotangent in enumerate(cotangents.to(inputs.dtype).unbind(2)):
+        column = {n: backs(network.module(n), d) for n, d in passed.back(cotangent).items()}
+        column |= whole_gradients(network, network.whole, inputs.detach(), cotangent)
+        sizes.append([size_of(column[name], seen.get(name), norm) for name in network.layers])
+        for name, part in column.items():
+            here = (labels == c).view(-1, *(1,) * (part.ndim - 1))
+            own[name] = torch.where(here, part, own.get(name, part))
+    squares = [size_of(own[name], seen.get(name), "F") for name in network.layers]
+    spans = [
+        span_of_product(own[name], seen[name]) if name in seen else span(own[name])
+        for name in network.layers
+    ]
+    return Jacobians(
+        probabilities=probabilities.cpu(),
+        sizes=torch.stack([torch.stack(column, -1) for column in sizes], 1).double().cpu(),
+        squares=torch.stack(squares, -1).double().cpu(),
+        spans=torch.stack(spans, -1).double().cpu(),
+    )
+
+
+def size_of(column: Tensor, seen: Seen | None, norm: Norm) -> Tensor:
+    """Sizes ``[n]`` of what comes back to a layer, or of whole gradients without ``seen``."""
+    return size(column, norm) if seen is None else size_of_product(column, seen, norm)
 
 
 def residuals(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -13,9 +13,6 @@ from adversaries.layerwise.batch_gradients import chosen_layers, global_models
 from adversaries.layerwise.sample_gradients import Network, sent_network
 from fl_privacy.layers import LayerMetricError
 from fl_privacy.types import NonNegativeFloat, Observation, PositiveInt, Samples, Tensors
-
-Norm = Literal["F", "1", "inf"]
-"""Entrywise: root of the sum of squares, sum of sizes, largest size."""
 
 LeastRange = Annotated[
     NonNegativeFloat,
@@ -80,11 +77,6 @@ def chunks(samples: Samples, size: int, network: Network) -> Iterator[tuple[int,
     ):
         done += len(labels)
         yield done, inputs.to(like.device, like.dtype), labels.cpu()
-
-
-def psi(entries: Tensor, norm: Norm) -> Tensor:
-    """What a norm of ``entries`` ones is, but for inf: what norms are divided by."""
-    return {"F": entries.sqrt(), "1": entries, "inf": torch.ones_like(entries)}[norm]
 
 
 def per_sample(values: Tensor) -> Tensor:

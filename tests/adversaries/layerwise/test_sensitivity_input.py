@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adversaries.layerwise.gradient_sizes import Norm
 from adversaries.layerwise.input_changes import exact_norms, linearized, probed_norms
 from adversaries.layerwise.sensitivity_input import InputSensitivity
-from adversaries.layerwise.sensitivity_table import Norm, networks
+from adversaries.layerwise.sensitivity_table import networks
 from fl_privacy.component import ComponentError, create
 from fl_privacy.layers import LayerMetricError, weight_layers, weight_of
 from fl_privacy.testing import check_layer_metric
@@ -84,7 +85,7 @@ def test_probes_agree_with_the_exact_norm_within_the_error_they_report(
     (network,) = networks(observed(made(kind)), (), CPU)
     data = samples(4 if seeds > 1 else 2)
     local = linearized(network, data.inputs, data.labels)
-    exact = exact_norms(local)["F"]
+    exact = exact_norms(local, "F")
     found = [probed_norms(local, 64, range(len(data)), seed) for seed in range(seeds)]
     deviation = torch.stack([(norms - exact) / errors for norms, errors in found])
     assert (torch.stack([errors for _, errors in found]) < 0.2 * exact).all()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adversaries.layerwise.sensitivity_label import LabelSensitivity, entrywise, jacobian
-from adversaries.layerwise.sensitivity_table import Norm, networks
+from adversaries.layerwise.gradient_sizes import Norm
+from adversaries.layerwise.sensitivity_label import LabelSensitivity, jacobians
+from adversaries.layerwise.sensitivity_table import networks
 from fl_privacy.layers import LayerMetricError, weight_layers, weight_of
 from fl_privacy.testing import check_layer_metric
 from fl_privacy.types import LayerScores, Observation, Samples, Task
@@ -23,7 +24,7 @@ Observe = Callable[..., list[Observation]]
 Draw = Callable[..., Samples]
 
 
-def jacobians(
+def wanted_jacobians(
     model: nn.Module, layer: str, x: Tensor, label: Tensor, task: Task
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient, and its Jacobians to the soft label and to the logits, by double backward."""
@@ -73,7 +74,9 @@ def test_every_layer_and_norm_equals_double_backward(
     model, data = made(kind), samples()
     layers = weight_layers(model, task)
     pairs = list(zip(data.inputs, data.labels, strict=True))
-    found = {layer: [jacobians(model, layer, *pair, task) for pair in pairs] for layer in layers}
+    found = {
+        layer: [wanted_jacobians(model, layer, *pair, task) for pair in pairs] for layer in layers
+    }
     for norm in NORMS:
         scores = measured(LabelSensitivity(norm=norm), observed(model), data)
         assert scores.layers == layers
@@ -107,18 +110,19 @@ def test_the_jacobian_to_the_label_has_rank_below_the_classes_and_gives_the_grad
     made: Make, observed: Observe, samples: Draw, task: Task
 ) -> None:
     model, data = made("convolutions"), samples(1)
-    gradient, of_label, of_logits = jacobians(model, "0", data.inputs[0], data.labels[0], task)
+    gradient, of_label, of_logits = wanted_jacobians(
+        model, "0", data.inputs[0], data.labels[0], task
+    )
     p = model(task.normalize(data.inputs))[0].softmax(0).detach()
     torch.testing.assert_close(of_label[:, data.labels[0]], gradient)
     torch.testing.assert_close(of_label @ p, torch.zeros_like(gradient))
     torch.testing.assert_close(of_logits, -of_label * p)
     assert int(torch.linalg.matrix_rank(of_label)) == task.classes - 1
     (network,) = networks(observed(model), (), CPU)
-    found, columns = jacobian(network, data.inputs)
-    torch.testing.assert_close(found[0], p)
-    torch.testing.assert_close(columns.squares[0, :, 0], of_label.square().sum(0))
-    torch.testing.assert_close(columns.lowest[0, :, 0], of_label.amin(0))
-    torch.testing.assert_close(entrywise(columns, found, "F")[0, 0], of_logits.norm())
+    found = jacobians(network, data.inputs, data.labels, "F")
+    torch.testing.assert_close(found.probabilities[0], p)
+    torch.testing.assert_close(found.sizes[0, :, 0], of_label.square().sum(0))
+    torch.testing.assert_close(found.spans[0, 0], gradient.max() - gradient.min())
 
 
 @pytest.mark.parametrize("kind", ["dense", "convolutions"])
