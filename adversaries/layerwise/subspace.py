@@ -47,7 +47,7 @@ class SubspaceDistance(Component):
     averaged, with a standard error over them: rounds of one run, not repeats of it.
     """
 
-    needs: ClassVar[Literal["property"]] = "property"
+    needs: ClassVar[Literal["updates", "property", "data"]] = "property"
 
     property: PropertyName = ""
     n: Annotated[int, Field(ge=2, description="gradients in each matrix")] = 8

@@ -85,7 +85,7 @@ class VInformation(Component):
     repeats, so there is no interval: that takes repeated runs (20 in [Mo]).
     """
 
-    needs: ClassVar[Literal["property"]] = "property"
+    needs: ClassVar[Literal["updates", "property", "data"]] = "property"
 
     property: PropertyName = ""
     family: Annotated[Family, Field(description="who reads the gradient")] = "forest"
