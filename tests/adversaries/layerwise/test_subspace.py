@@ -65,8 +65,8 @@ def test_the_distance_is_symmetric_and_blind_to_rotations_of_the_space() -> None
 
 def test_a_subspace_that_is_not_there_has_no_distance() -> None:
     full, flat = np.eye(6)[:, :3], np.outer(np.ones(6), np.arange(3))
-    for pair in ((full, flat), (flat, full), (full, np.zeros((6, 3)))):
-        assert all(math.isnan(value) for value in distance(*pair, 2))
+    for one, other in ((full, flat), (flat, full), (full, np.zeros((6, 3)))):
+        assert all(math.isnan(value) for value in distance(one, other, 2))
 
 
 def test_random_subspaces_are_nearly_orthogonal_hence_the_nulls() -> None:
