@@ -56,6 +56,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "withhold": "clients.defenses.withhold:Withhold",
     },
     "layer_metrics": {
+        "fisher_leakage": "adversaries.layerwise.fisher:FisherLeakage",
         "input_sensitivity": "adversaries.layerwise.sensitivity_input:InputSensitivity",
         "label_sensitivity": "adversaries.layerwise.sensitivity_label:LabelSensitivity",
         "subspace_distance": "adversaries.layerwise.subspace:SubspaceDistance",
