@@ -16,8 +16,8 @@ import torch
 
 from fl_privacy import component
 from fl_privacy.metrics.preparing import check_observed, prepared_metrics
-from fl_privacy.plan import AnalysisError, Plan, config_of, resolve_device
-from fl_privacy.protocols import Adversary, Metric, Progress, silent
+from fl_privacy.plan import METRICS, AnalysisError, Plan, config_of, resolve_device
+from fl_privacy.protocols import Adversary, Inferring, Metric, Progress, silent
 from fl_privacy.recording import Recording
 from fl_privacy.result_rows import members_of, row
 from fl_privacy.results import (
@@ -111,8 +111,13 @@ def prepare(
     name = component.parse(plan.adversary)[0]
     check_requirements(adversary.requires, observations[0], plan.threat_model, name)
     check_truth(observations, vault)
+    specs = plan.metrics
+    if isinstance(adversary, Inferring):
+        adversary.check(observations)
+        own = adversary.scored_by(observations[0])
+        specs = tuple(dict.fromkeys((*own, *(m for m in specs if m not in METRICS))))
     device, known = resolve_device(plan.device), observations[0].task
-    metrics = prepared_metrics(plan.metrics, recording.manifest.dataset or "", known)
+    metrics = prepared_metrics(specs, recording.manifest.dataset or "", known)
     check_observed(metrics.values(), observations[0])
     config = config_of(plan, adversary, metrics, recording, known, device)
     config = config.model_copy(update={"model": model_name or config.model})

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fl_privacy import component
 from fl_privacy.analysis import Job, prepare
-from fl_privacy.component import ComponentError
+from fl_privacy.component import Component, ComponentError
 from fl_privacy.datasets.arrays import DatasetError
 from fl_privacy.plan import Plan
+from fl_privacy.protocols import Inferring
 from fl_privacy.recording import Recording
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.threat_model import ThreatModelError
@@ -44,8 +46,18 @@ def prepare_baseline(
 
     It is granted the test split of the run's own data set, which makes its mean picture
     the strongest single guess. Where that cannot be had it is left with what the plan's
-    adversary holds, or else with a constant picture.
+    adversary holds, or else with a constant picture. An adversary that infers something else
+    is compared with its own null.
     """
+
+    adversary = component.create("adversaries", plan.adversary)
+    if isinstance(adversary, Inferring):
+        null = adversary.null()
+        assert isinstance(null, Component), "component.create makes nothing else"
+        update = {"adversary": component.spec_of("adversaries", null)}
+        return prepare(
+            run, plan.model_copy(update=update), model=model, model_name=model_name, task=task
+        ), ""
 
     def holding(auxiliary: str) -> Job:
         guess = baseline_plan(plan, auxiliary)

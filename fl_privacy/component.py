@@ -37,6 +37,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "l2_tv": "adversaries.l2_tv:L2TV",
         "likelihood": "adversaries.likelihood:Likelihood",
         "nearest_image": "adversaries.nearest_image:NearestImage",
+        "property_inference": "adversaries.property_inference:PropertyInference",
         "representation": "adversaries.representation:RepresentationMatching",
         "representation_guess": "adversaries.representation_guess:RepresentationGuess",
         "representation_inference": "adversaries.representation_inference:RepresentationInference",
@@ -63,6 +64,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "v_information": "adversaries.layerwise.v_information:VInformation",
     },
     "metrics": {
+        "auc": "fl_privacy.metrics.auc:AUC",
         "class_precision": "fl_privacy.metrics.representations:ClassPrecision",
         "class_recall": "fl_privacy.metrics.representations:ClassRecall",
         "identifiability": "fl_privacy.metrics.identifiability:Identifiability",

@@ -81,6 +81,7 @@ def config_of(
                 name=n,
                 unit=m.unit,
                 higher_is_leakier=m.higher_is_leakier,
+                set_level=m.set_level,
                 spec=component.spec_of("metrics", m) if isinstance(m, Component) else n,
             )
             for n, m in metrics.items()

@@ -57,6 +57,20 @@ class Adversary(Protocol):
 
 
 @runtime_checkable
+class Inferring(Protocol):
+    """An adversary that reconstructs no inputs, and so is scored and compared in its own way."""
+
+    def check(self, observations: Sequence[Observation]) -> None:
+        """Raise a ValueError, before any work, where no target could be treated."""
+
+    def scored_by(self, observation: Observation) -> tuple[str, ...]:
+        """The metrics, as specs, in place of those of reconstructions."""
+
+    def null(self) -> Adversary:
+        """The same adversary without what tells it anything, in place of the baseline."""
+
+
+@runtime_checkable
 class LayerMetric(Protocol):
     """Measures how much each layer of an update tells (the auditor's tool)."""
 
@@ -87,6 +101,14 @@ class Metric(Protocol):
     set_level: ClassVar[bool]
 
     def score(self, results: Sequence[Result], truths: Sequence[Samples]) -> Tensor: ...
+
+
+@runtime_checkable
+class SetMetric(Protocol):
+    """A set-level `Metric`: the results keep what each of them adds to the set."""
+
+    def part(self, result: Result) -> Tensor:
+        """The scores ``[exchanges]`` of one result; NaN where there is none."""
 
 
 @runtime_checkable

@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from fl_privacy.metrics.auc import any_has, truth_of
 from fl_privacy.metrics.matching import in_unit_range
-from fl_privacy.protocols import Metric, ObservedMetric
+from fl_privacy.property_rows import joined
+from fl_privacy.protocols import Metric, ObservedMetric, SetMetric
 from fl_privacy.results import Cell, nodes_of
+from fl_privacy.results_format import HAS_PROPERTY
 from fl_privacy.truth import TruthVault
 from fl_privacy.types import (
     Exchange,
     Failure,
     Observation,
+    PropertyScores,
     Reconstruction,
     Result,
     Samples,
@@ -46,6 +50,15 @@ def row(
         return {**line, "status": "failed", "message": result.reason}
     line |= {"status": result.outcome.status, "message": result.outcome.message}
     line |= {"seconds": result.seconds, "loss": getattr(result, "loss", None)}
+    line |= {
+        name: joined(metric.part(result).tolist())
+        for name, metric in metrics.items()
+        if isinstance(metric, SetMetric) and isinstance(result, PropertyScores)
+    }
+    if isinstance(result, PropertyScores):
+        line[HAS_PROPERTY] = joined(
+            having(result.property, e, vault) for e in observation.exchanges
+        )
     if audited:
         line |= scores(metrics, result, vault.samples(members), observation)
     return line
@@ -56,10 +69,18 @@ def members_of(exchanges: Iterable[Exchange]) -> list[Exchange]:
     return [replace(e, node=node) for e in exchanges for node in nodes_of(e.node)]
 
 
+def having(name: str, exchange: Exchange, vault: TruthVault) -> bool | None:
+    """Whether a batch behind an exchange has a property; None where the truth is unknown."""
+    members = members_of([exchange])
+    if not all(vault.has(one) for one in members):
+        return None
+    return any_has(truth_of(name, vault.samples([one])) for one in members)
+
+
 def scores(
     metrics: Mapping[str, Metric], result: Result, truth: Samples, observation: Observation
 ) -> dict[str, float | None]:
-    """One result against its truth; None where a metric needs a set or another kind of result.
+    """One result against its truth; None where a metric needs another kind of result.
 
     Both are `in_unit_range`, but as they are for a metric that sees the network.
     """
@@ -68,13 +89,13 @@ def scores(
         made = in_unit_range(result, observation.task)
 
     def value(metric: Metric) -> float | None:
-        if metric.set_level or not isinstance(result, getattr(metric, "kinds", (Reconstruction,))):
+        if not isinstance(result, getattr(metric, "kinds", (Reconstruction,))):
             return None
         if isinstance(metric, ObservedMetric):
             return float(metric.score_observed([result], [truth], [observation])[0])
         return float(metric.score([made], [scaled])[0])
 
-    return {name: value(metric) for name, metric in metrics.items()}
+    return {name: value(metric) for name, metric in metrics.items() if not metric.set_level}
 
 
 def defense_of(exchanges: Sequence[Exchange], vault: TruthVault) -> str | None:

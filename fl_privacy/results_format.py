@@ -42,13 +42,19 @@ A target's members are the nodes of ``node``, joined by ``+``, in each of its ``
 by ``,``; ``round`` is the last of these.
 """
 
+HAS_PROPERTY = "has_property"
+"""Column beside those of set-level metrics: whether each exchange has the property in truth."""
+
 
 class ResultError(ValueError):
     """Results that cannot be read, or belong to another analysis."""
 
 
 class MetricInfo(BaseModel):
-    """A metric's name, unit and direction; ``spec`` makes it, with all that was filled in."""
+    """A metric's name, unit and direction; ``spec`` makes it, with all that was filled in.
+
+    The column of a ``set_level`` one holds what a target adds to the set (`property_rows`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,6 +62,7 @@ class MetricInfo(BaseModel):
     unit: str
     higher_is_leakier: bool
     spec: str = ""
+    set_level: bool = False
 
     @property
     def is_share(self) -> bool:
@@ -114,8 +121,9 @@ class ResultConfig(BaseModel):
 
     def columns(self) -> pa.Schema:
         """Schema of the result table."""
-        scores = {metric.name: pa.float64() for metric in self.metrics}
-        return pa.schema(list({**COLUMNS, **scores}.items()))
+        scores = {m.name: pa.string() if m.set_level else pa.float64() for m in self.metrics}
+        truth = {HAS_PROPERTY: pa.string()} if any(m.set_level for m in self.metrics) else {}
+        return pa.schema(list({**COLUMNS, **scores, **truth}.items()))
 
 
 def read_config(folder: Path) -> ResultConfig:

@@ -230,12 +230,18 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class PropertyScores:
-    """One property score for each exchange of the target: ``scores [exchanges]``."""
+    """One property score for each exchange of the target: ``scores [exchanges]``.
+
+    Higher says that the batch has the ``property`` rather; NaN that there is no score.
+    ``by_layer`` holds the same for each layer on which a score was also based alone.
+    """
 
     key: str
     scores: Tensor
     outcome: Outcome
     seconds: float = math.nan
+    property: str = ""
+    by_layer: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

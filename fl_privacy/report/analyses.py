@@ -34,8 +34,13 @@ class Analysis:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it only guesses."""
-        return self.config.name == BASELINE
+        """Whether it only guesses, or is another attack's null."""
+        return self.config.name == BASELINE or self.is_null
+
+    @property
+    def is_null(self) -> bool:
+        """Whether what tells it anything was taken from it, for comparison."""
+        return self.config.settings.get("permuted") is True
 
     @property
     def told(self) -> str:

@@ -32,7 +32,7 @@ from fl_privacy.report.reading import ReportError, Run, read_run
 from fl_privacy.report.scores import (
     Analysis,
     Score,
-    baseline_of,
+    compared_with,
     defenses,
     endings,
     score,
@@ -177,7 +177,7 @@ def table(found: Sequence[Analysis], defense: str | None) -> dict[str, Any]:
     lines = scores(found, defense)
     several = sum(a.is_baseline for a in found) > 1
     compared = [
-        baseline_of(a, found, metric.name)
+        compared_with(a, found, metric)
         for a in found
         if a.of(defense) and not a.is_baseline
         for metric in a.config.metrics

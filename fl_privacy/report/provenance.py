@@ -86,7 +86,8 @@ def commands(run: Run) -> list[str]:
     """What to type to get these numbers again from the recording."""
     place = shlex.quote(os.fspath(run.path))
     lines: list[str] = []
-    for i, analysis in enumerate(a for a in run.analyses if a.config.adversary != BASELINE):
+    typed = [a for a in run.analyses if a.config.adversary != BASELINE and not a.is_null]
+    for i, analysis in enumerate(typed):
         granted, task = unusual(analysis), replaced_task(run, analysis)
         options = chosen(run, analysis)
         for option, name, values in (

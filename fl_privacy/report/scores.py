@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fl_privacy.metrics.auc import auc_difference, auc_interval
 from fl_privacy.metrics.statistics import (
     Interval,
     Quartiles,
@@ -15,6 +16,7 @@ from fl_privacy.metrics.statistics import (
     quartiles,
     share_interval,
 )
+from fl_privacy.property_rows import scored
 from fl_privacy.report.analyses import BASELINE, Analysis, Rows, analyses
 from fl_privacy.results import MetricInfo
 
@@ -68,7 +70,7 @@ def baseline_of(analysis: Analysis, found: Sequence[Analysis], metric: str = "")
     then the one that the same code computed.
     """
     keys = {row["key"] for row in analysis.rows}
-    guesses = [a for a in found if a.is_baseline and a is not analysis]
+    guesses = [a for a in found if a.is_baseline and not a.is_null and a is not analysis]
 
     def fits(a: Analysis) -> tuple[bool, bool, bool, bool, int, int, bool]:
         shared = len(keys & {row["key"] for row in a.rows})
@@ -83,6 +85,15 @@ def baseline_of(analysis: Analysis, found: Sequence[Analysis], metric: str = "")
         )
 
     return max(guesses, key=fits, default=None)
+
+
+def compared_with(
+    analysis: Analysis, found: Sequence[Analysis], metric: MetricInfo
+) -> Analysis | None:
+    """What a metric of an attack is compared with: its own null, or the baseline."""
+    if metric.set_level:
+        return null_of(analysis, found)
+    return baseline_of(analysis, found, metric.name)
 
 
 def guesses_mean(analysis: Analysis) -> bool:
@@ -120,6 +131,14 @@ def gain(pairs: Sequence[Pair], metric: MetricInfo) -> Interval:
     return Interval(2 * half.mean - 1, 2 * half.low - 1, 2 * half.high - 1, half.n)
 
 
+def interval_over(rows: Rows, metric: MetricInfo) -> Interval:
+    """A metric over targets with its 95 % interval: the mean, or what the set as a whole gets."""
+    if metric.set_level:
+        return auc_interval(*scored(rows, metric.name))
+    values = [row.get(metric.name) for row in rows]
+    return interval_of(values, metric, [client_of(row) for row in rows])
+
+
 def interval_of(
     values: Sequence[float | None], metric: MetricInfo, groups: Sequence[Hashable] | None = None
 ) -> Interval:
@@ -137,6 +156,8 @@ def score(
 ) -> Score:
     """Summarize one metric over a defense group."""
     rows = analysis.of(defense)
+    if metric.set_level:
+        return set_score(analysis, defense, metric, baseline)
     values = [row.get(metric.name) for row in rows]
     compared = baseline is not None and not analysis.is_baseline
     pairs = paired(rows, baseline.of(defense), metric) if baseline else []
@@ -144,7 +165,7 @@ def score(
         analysis=analysis,
         defense=defense,
         metric=metric,
-        interval=interval_of(values, metric, [client_of(row) for row in rows]),
+        interval=interval_over(rows, metric),
         quartiles=quartiles(values),
         gain=gain(pairs, metric) if compared else None,
         guess=interval_of([p[1] for p in pairs], metric, [p[2] for p in pairs])
@@ -154,10 +175,48 @@ def score(
     )
 
 
+def set_score(
+    analysis: Analysis, defense: str | None, metric: MetricInfo, null: Analysis | None
+) -> Score:
+    """A set-level metric over a defense group, beside the attack's ``null`` on the same targets."""
+    rows = analysis.of(defense)
+    guess = gain = None
+    if null is not None and not analysis.is_baseline:
+        others = {row["key"]: row for row in null.of(defense)}
+        pairs = [(row, others[row["key"]]) for row in rows if row["key"] in others]
+        mine, has = scored([row for row, _ in pairs], metric.name)
+        theirs, _ = scored([other for _, other in pairs], metric.name)
+        guess, gain = auc_interval(theirs, has), auc_difference(mine, theirs, has)
+    return Score(
+        analysis=analysis,
+        defense=defense,
+        metric=metric,
+        interval=interval_over(rows, metric),
+        quartiles=quartiles([]),
+        gain=gain,
+        guess=guess,
+        targets=len(rows),
+    )
+
+
+def null_of(analysis: Analysis, found: Sequence[Analysis]) -> Analysis | None:
+    """The null of an attack: the same in all but what tells it anything."""
+
+    def told(one: Analysis) -> dict[str, object]:
+        return {
+            "settings": {**one.config.settings, "permuted": None},
+            "threat_model": one.config.threat_model,
+            "seed": one.config.seed,
+        }
+
+    nulls = (a for a in found if a.is_null and a.config.name == analysis.config.name)
+    return next((null for null in nulls if told(null) == told(analysis)), None)
+
+
 def scores(found: Sequence[Analysis], defense: str | None) -> list[Score]:
     """All scores of a defense group, adversary by adversary, the baseline last."""
     return [
-        score(analysis, defense, metric, baseline_of(analysis, found, metric.name))
+        score(analysis, defense, metric, compared_with(analysis, found, metric))
         for analysis in found
         if analysis.of(defense)
         for metric in analysis.config.metrics

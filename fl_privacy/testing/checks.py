@@ -58,9 +58,9 @@ def check_adversary(
     """
     if observations is None:
         made, truths = toy_observations()
+        known = replace(toy_samples(8, seed=1), properties={"property": torch.arange(8) // 4})
         observations = [
-            replace(o, labels=t.labels, auxiliary=toy_samples(8, seed=1))
-            for o, t in zip(made, truths, strict=True)
+            replace(o, labels=t.labels, auxiliary=known) for o, t in zip(made, truths, strict=True)
         ]
     unknown = sorted(adversary.requires - set(OPTIONAL))
     _expect(not unknown, f"requires names {unknown}, which are none of {OPTIONAL}")
@@ -136,13 +136,11 @@ def check_layer_metric(metric: LayerMetric) -> None:
 def check_metric(metric: Metric) -> None:
     """Check that a metric keeps its protocol: pure, one value a result, better when exact."""
     _expect(bool(metric.unit), "the unit is empty; write '1' for a pure number")
-    truths = [toy_samples(1, seed=i) for i in range(4)]
-    noise = generator(0, "check_metric")
-    exact = [_reconstruction(t.inputs, t.labels) for t in truths]
-    wrong = [
-        _reconstruction(torch.rand(t.inputs.shape, generator=noise), (t.labels + 1) % TASK.classes)
-        for t in truths
+    truths = [
+        replace(toy_samples(1, seed=i), properties={"property": torch.tensor([i % 2])})
+        for i in range(4)
     ]
+    exact, wrong = _results(metric, truths)
     count = 1 if metric.set_level else len(truths)
     kept = [_copied({"inputs": t.inputs, "labels": t.labels}) for t in truths]
     score = _scoring(metric, len(truths))
@@ -158,13 +156,29 @@ def check_metric(metric: Metric) -> None:
     if metric.unit.startswith("share"):
         inside = bool(((scores >= 0) & (scores <= 1) | scores.isnan()).all())
         _expect(inside, f"a unit that begins with 'share' means values in [0, 1], got {scores}")
-    if metric.set_level or not bool(scores.isfinite().all()):
+    if not bool(scores.isfinite().all()):
         return
     gain = scores.mean() - score(wrong, truths).mean()
     _expect(
         float(gain if metric.higher_is_leakier else -gain) > 0,
-        "exact reconstructions do not score as leakier than random ones; check higher_is_leakier",
+        "exact results do not score as leakier than random or wrong ones; check higher_is_leakier",
     )
+
+
+def _results(
+    metric: Metric, truths: Sequence[Samples]
+) -> tuple[Sequence[Result], Sequence[Result]]:
+    """Exact and wrong results, of a kind that the metric scores."""
+    if Reconstruction in getattr(metric, "kinds", (Reconstruction,)):
+        noise = generator(0, "check_metric")
+        return [_reconstruction(t.inputs, t.labels) for t in truths], [
+            _reconstruction(
+                torch.rand(t.inputs.shape, generator=noise), (t.labels + 1) % TASK.classes
+            )
+            for t in truths
+        ]
+    held = [t.properties["property"].double() for t in truths]
+    return [_property_scores(has) for has in held], [_property_scores(1 - has) for has in held]
 
 
 def _scoring(metric: Metric, count: int) -> Callable[[Sequence[Result], Sequence[Samples]], Tensor]:
@@ -224,11 +238,12 @@ def _check_results(
         if isinstance(result, Failure):
             _expect(bool(result.reason), "a Failure needs a reason that says what would help")
         elif isinstance(result, PropertyScores):
-            _expect(
-                result.scores.shape == (len(observation.exchanges),),
-                f"expected one score for each of {len(observation.exchanges)} exchanges, "
-                f"got {tuple(result.scores.shape)}",
-            )
+            for scores in (result.scores, *result.by_layer.values()):
+                _expect(
+                    scores.shape == (len(observation.exchanges),),
+                    f"expected one score for each of {len(observation.exchanges)} exchanges, "
+                    f"got {tuple(scores.shape)}",
+                )
         elif isinstance(result, Representations):
             _check_representations(result, observation.task)
         else:
@@ -340,7 +355,7 @@ def _same_result(a: Result | Failure, b: Result | Failure) -> bool:
     if isinstance(a, Reconstruction) and isinstance(b, Reconstruction):
         return torch.equal(a.inputs, b.inputs) and torch.equal(a.labels, b.labels)
     if isinstance(a, PropertyScores) and isinstance(b, PropertyScores):
-        return torch.equal(a.scores, b.scores)
+        return _same_tensors({"": a.scores, **a.by_layer}, {"": b.scores, **b.by_layer})
     if isinstance(a, Representations) and isinstance(b, Representations):
         return torch.equal(a.classes, b.classes) and _same_tensors(a.layers, b.layers)
     return a == b
@@ -348,3 +363,7 @@ def _same_result(a: Result | Failure, b: Result | Failure) -> bool:
 
 def _reconstruction(inputs: Tensor, labels: Tensor) -> Reconstruction:
     return Reconstruction("0", inputs.clone(), labels, Outcome("completed"))
+
+
+def _property_scores(scores: Tensor) -> PropertyScores:
+    return PropertyScores("0", scores, Outcome("completed"), property="property")

@@ -26,7 +26,14 @@ from fl_privacy.testing import toy_model
 from fl_privacy.testing.toys import TASK
 from fl_privacy.threat_model import ThreatModel, ThreatModelError
 from fl_privacy.truth import TruthVault
-from fl_privacy.types import Failure, Observation, Reconstruction, Representations, Samples
+from fl_privacy.types import (
+    Failure,
+    Observation,
+    PropertyScores,
+    Reconstruction,
+    Representations,
+    Samples,
+)
 
 COUNT = 6
 ATTACK = "gradient_similarity(iterations=5)"
@@ -44,8 +51,10 @@ def representations(run: Path, plan: Plan) -> list[tuple[Tensor, Tensor, float]]
     answers = job.adversary.attack(job.observations, seed=plan.seed, device=job.device)
     return [
         (torch.cat([rows.flatten() for rows in a.layers.values()]), a.classes, 0.0)
-        for a in answers
         if isinstance(a, Representations)
+        else (a.scores, a.scores, 0.0)
+        for a in answers
+        if isinstance(a, Representations | PropertyScores)
     ]
 
 
@@ -99,6 +108,8 @@ def few_steps(name: str, unit: str, folder: Path) -> Plan:
     short: dict[str, object] = {
         n: 2 for n in ("iterations", "inner", "restarts") if n in kind.model_fields
     }
+    if "batches" in kind.model_fields:
+        short["batches"] = 10
     adversary = create("adversaries", name, short)
     known = (
         saved(folder / "own.npz", TASK.input_shape) if adversary.requires & {"auxiliary"} else ""
@@ -352,8 +363,9 @@ def held_as(run: Path, path: Path, shape: tuple[int, ...]) -> Path:
 def saved(path: Path, shape: tuple[int, ...]) -> str:
     """A data set of sixteen inputs at ``path``, by the name under which it is found."""
     x, y = np.random.default_rng(0).random((16, *shape)), np.arange(16) % 4
-    np.savez(path, x_train=x, x_test=x, y_train=y, y_test=y)
-    return f"npz(path={str(path)!r})"
+    odd = np.arange(16) % 2
+    np.savez(path, x_train=x, x_test=x, y_train=y, y_test=y, odd_train=odd, odd_test=odd)
+    return f"npz(path={str(path)!r}, properties=('odd_{{split}}',))"
 
 
 def renamed(run: Path, **changes: object) -> None:

@@ -1,0 +1,152 @@
+"""Auxiliary batches with and without a property, and the updates that clients would make of them.
+
+Melis et al.: Exploiting Unintended Feature Leakage in Collaborative Learning, S&P 2019,
+section 4, https://arxiv.org/abs/1805.04049.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from torch.func import vmap
+
+from adversaries.gradient_features import features
+from adversaries.local_steps import Client
+from fl_privacy.types import Samples, Task, Tensors
+
+
+class PropertyError(ValueError):
+    """A property, or a layer, that cannot be inferred as asked; the message says what could."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The auxiliary samples of known property: which have it and which do not, ``[n]`` each."""
+
+    property: str
+    positives: Tensor
+    negatives: Tensor
+
+    def permuted(self, generator: Generator) -> Pool:
+        """As many of each, whatever they really have."""
+        every = torch.cat([self.positives, self.negatives])
+        shuffled = every[torch.randperm(len(every), generator=generator)]
+        return Pool(self.property, *torch.tensor_split(shuffled, (len(self.positives),)))
+
+
+def pool_of(auxiliary: Samples, name: str) -> Pool:
+    """The samples that have a property (1) and that have not (0); an empty name is the only one.
+
+    Raises:
+        PropertyError: no such property, several without a name, or one of a single value.
+    """
+    there = tuple(auxiliary.properties)
+    if not there:
+        raise PropertyError(
+            "the auxiliary data holds no property: expected a data set with properties=(...), such "
+            "as npz(path='...', properties=('glasses',))"
+        )
+    if not name and len(there) > 1:
+        raise PropertyError(f"expected property='...', one of {', '.join(there)}")
+    name = name or there[0]
+    if name not in there:
+        raise PropertyError(
+            f"no property {name!r} in the auxiliary data: expected one of {', '.join(there)}"
+        )
+    values = auxiliary.properties[name]
+    pool = Pool(name, *(torch.nonzero(values == has).flatten() for has in (1, 0)))
+    if not len(pool.positives) or not len(pool.negatives):
+        raise PropertyError(
+            f"of the auxiliary samples {len(pool.positives)} have {name!r} and "
+            f"{len(pool.negatives)} have not: expected some of each"
+        )
+    return pool
+
+
+def check_pool(pool: Pool, images: int, share: float) -> None:
+    """Check that batches of ``images``, with at most this ``share`` of positives, can be drawn.
+
+    Raises:
+        PropertyError: too few samples of one kind.
+    """
+    needed = {
+        "have": (pool.positives, with_property(images, share)),
+        "lack": (pool.negatives, images),
+    }
+    for verb, (held, wanted) in needed.items():
+        if len(held) < wanted:
+            raise PropertyError(
+                f"{len(held)} auxiliary samples {verb} {pool.property!r} and a batch takes "
+                f"{wanted} such without repeating any: expected more auxiliary data, or "
+                f"batch_size={len(held)}"
+            )
+
+
+def with_property(images: int, share: float) -> int:
+    """How many images of a batch that counts as having the property have it; one at least."""
+    return max(1, round(share * images))
+
+
+def draw_batches(
+    pool: Pool, counts: Sequence[int], shares: Sequence[float], batches: int, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Positions ``[batches, images]`` of the samples of simulated clients, and ``[batches]`` bool.
+
+    The latter says whether the property is in: in every other batch, where a share of one of the
+    clients (of ``counts`` images each, side by side) has it, in a random place. All other images
+    have not. No batch of a client holds a sample twice.
+    """
+
+    def draw(held: Tensor, n: int) -> Tensor:
+        return held[torch.randperm(len(held), generator=generator)[:n]]
+
+    def client(images: int, positives: int) -> Tensor:
+        mixed = torch.cat(
+            [draw(pool.positives, positives), draw(pool.negatives, images - positives)]
+        )
+        return mixed[torch.randperm(images, generator=generator)]
+
+    has = torch.arange(batches) % 2 == 0
+    rows = []
+    for i in range(batches):
+        victim = int(torch.randint(len(counts), (), generator=generator))
+        share = shares[i // 2 % len(shares)]
+        rows.append(
+            torch.cat(
+                [
+                    client(n, with_property(n, share) if has[i] and place == victim else 0)
+                    for place, n in enumerate(counts)
+                ]
+            )
+        )
+    return torch.stack(rows), has
+
+
+def simulated_features(
+    client: Client,
+    task: Task,
+    samples: Samples,
+    batches: Tensor,
+    layers: Sequence[str],
+    *,
+    together: int,
+) -> dict[str, Tensor]:
+    """Layer -> features ``[batches, features]`` of the updates that ``client`` makes of samples.
+
+    ``batches [batches, images]`` are positions in ``samples``; ``together`` of them are
+    simulated at once, which bounds the memory: one takes about what a client's training does.
+    """
+    device = next(iter(client.sent[0].parameters.values())).device
+
+    def update(inputs: Tensor, labels: Tensor) -> Tensors:
+        return client.simulate(inputs, labels)[0]
+
+    parts = []
+    for chosen in torch.split(batches, together):
+        inputs = task.normalize(samples.inputs[chosen].to(device))
+        labels = samples.labels[chosen].to(device)
+        parts.append(features(vmap(update)(inputs, labels), layers))
+    return {layer: torch.cat([part[layer] for part in parts]).cpu() for layer in layers}

@@ -1,0 +1,170 @@
+"""How well scores tell batches with a property from batches without it: the area under the ROC.
+
+DeLong, DeLong and Clarke-Pearson: Comparing the areas under two or more correlated receiver
+operating characteristic curves, *Biometrics* 44, 1988.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import NormalDist
+from typing import Annotated, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy import stats
+from torch import Tensor
+
+from fl_privacy.component import Component
+from fl_privacy.metrics.statistics import LEVEL, Interval, Numbers, score_bounds
+from fl_privacy.types import PropertyScores, Result, Samples
+
+CHANCE = 0.5
+"""What scores get that know nothing."""
+
+
+def has_property(values: Tensor) -> bool | None:
+    """Whether more than half of a batch has a property; ``values [n]``: 1 has, 0 has not.
+
+    Values below 0 are unknown; None where they could decide, and where there is no sample.
+    """
+    n, sure, open_ = len(values), int((values > 0).sum()), int((values < 0).sum())
+    if 2 * sure > n:
+        return True
+    return None if n == 0 or 2 * (sure + open_) > n else False
+
+
+def any_has(answers: Iterable[bool | None]) -> bool | None:
+    """Whether one of several batches has it; None where that is open."""
+    known = set(answers)
+    if True in known:
+        return True
+    return None if None in known or not known else False
+
+
+def placements(scores: Numbers, has: Numbers) -> tuple[Numbers, Numbers]:
+    """Of each positive the share of negatives that score less, of each negative that of positives
+    that score more; ties count half.
+
+    ``scores [n]``, ``has [n]`` 1 or 0. Their means are both the AUC.
+    """
+    positives, negatives = scores[has == 1], scores[has == 0]
+    ranks = stats.rankdata(np.concatenate([positives, negatives]))
+    m, n = len(positives), len(negatives)
+    above = (ranks[:m] - stats.rankdata(positives)) / n
+    below = 1 - (ranks[m:] - stats.rankdata(negatives)) / m
+    return above, below
+
+
+def auc_interval(scores: Sequence[float], has: Sequence[bool | None]) -> Interval:
+    """The AUC with its 95 % interval, over all scores whose truth is known (``n`` of them).
+
+    The variance is that of DeLong et al. Because it vanishes where the AUC is 1 and is too small
+    near there, the interval is Wilson's for as many trials as would vary as much, but no more
+    than the scores there are of the rarer kind, or where all placements are alike (Student's t
+    for normal). NaN without a positive or without a negative.
+    """
+    (values,), truth = known((scores,), has)
+    m, n = int((truth == 1).sum()), int((truth == 0).sum())
+    if not m or not n:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    above, below = placements(values, truth)
+    area = float(above.mean())
+    if min(m, n) < 2:
+        return Interval(area, math.nan, math.nan, m + n)
+    variance = float(above.var(ddof=1) / m + below.var(ddof=1) / n)
+    return Interval(area, *score_bounds(area, trials(area, variance, min(m, n))), m + n)
+
+
+def trials(area: float, variance: float, fewest: int) -> float:
+    """How many trials an AUC of this variance amounts to."""
+    spread = area * (1 - area)
+    if spread == 0 or variance == 0:
+        return fewest
+    squeeze = NormalDist().inv_cdf((1 + LEVEL) / 2) / stats.t.ppf((1 + LEVEL) / 2, fewest - 1)
+    return float(spread / variance * squeeze**2)
+
+
+def auc_difference(
+    scores: Sequence[float], others: Sequence[float], has: Sequence[bool | None]
+) -> Interval:
+    """The AUC of ``scores`` minus that of ``others`` on the same batches, with 95 % interval.
+
+    Student's t with DeLong's variance of the difference; NaN as in `auc_interval`.
+    """
+    (first, second), truth = known((scores, others), has)
+    m, n = int((truth == 1).sum()), int((truth == 0).sum())
+    if not m or not n:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    above, below = (
+        mine - theirs
+        for mine, theirs in zip(placements(first, truth), placements(second, truth), strict=True)
+    )
+    gain = float(above.mean())
+    if min(m, n) < 2:
+        return Interval(gain, math.nan, math.nan, m + n)
+    variance = above.var(ddof=1) / m + below.var(ddof=1) / n
+    half = float(stats.t.ppf((1 + LEVEL) / 2, min(m, n) - 1) * math.sqrt(variance))
+    return Interval(gain, gain - half, gain + half, m + n)
+
+
+def known(scores: Sequence[Sequence[float]], has: Sequence[bool | None]) -> tuple[list[Numbers], Numbers]:
+    """Of ``k`` scores of each of n batches those where all are numbers and the truth is known.
+
+    Scores ``[known]`` each; truth ``[known]``, 1 or 0.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    truth = np.asarray([math.nan if h is None else float(h) for h in has], dtype=np.float64)
+    kept = np.isfinite(values).all(axis=0) & np.isfinite(truth)
+    return [row[kept] for row in values], truth[kept]
+
+
+class AUC(Component):
+    """Chance that a batch with the property is scored above one without it; 0.5 is no knowledge.
+
+    Of a whole set of results, on the scores of the whole update or of one ``layer``. A batch has
+    the property if more than half of its samples do (`has_property`).
+    """
+
+    layer: Annotated[str, Field(description="on this layer alone; empty: the whole update")] = ""
+
+    unit: ClassVar[str] = "share of pairs"
+    higher_is_leakier: ClassVar[bool] = True
+    set_level: ClassVar[bool] = True
+    kinds: ClassVar[tuple[type, ...]] = (PropertyScores,)
+
+    def part(self, result: Result) -> Tensor:
+        """The scores ``[exchanges]`` that a result brings to the set.
+
+        Raises:
+            TypeError: it has none.
+        """
+        if not isinstance(result, PropertyScores):
+            raise TypeError(f"expected property scores, got {type(result).__name__}")
+        if not self.layer:
+            return result.scores
+        return result.by_layer.get(self.layer, torch.full_like(result.scores, math.nan))
+
+    def score(self, results: Sequence[Result], truths: Sequence[Samples]) -> Tensor:
+        """The AUC ``[1]`` float64; ``truths`` holds one batch for each score, in order.
+
+        Raises:
+            ValueError: another number of truths.
+        """
+        scores = [float(s) for result in results for s in self.part(result)]
+        names = [
+            result.property
+            for result in results
+            if isinstance(result, PropertyScores)
+            for _ in result.scores
+        ]
+        has = [truth_of(name, truth) for name, truth in zip(names, truths, strict=True)]
+        return torch.tensor([auc_interval(scores, has).mean], dtype=torch.float64)
+
+
+def truth_of(name: str, truth: Samples) -> bool | None:
+    """Whether a batch has the property ``name``; None where its samples do not say."""
+    values = truth.properties.get(name)
+    return None if values is None else has_property(values)
