@@ -209,9 +209,13 @@ def patches(module: nn.Module, seen: Tensor) -> Tensor:
     """What each position of a factored layer sees: ``[n, groups, inputs of a unit, positions]``."""
     if not isinstance(module, nn.Conv2d):
         return positions(seen)
-    settings = module.kernel_size, module.dilation, module.padding, module.stride
-    columns = F.unfold(seen, *settings)  # type: ignore[arg-type]
-    return columns.view(len(seen), module.groups, -1, columns.shape[-1])
+    rows, columns = (int(side) for side in module.padding)
+    windows = F.pad(seen, (columns, columns, rows, rows))  # views and one copy: F.unfold is slower
+    settings = zip(module.kernel_size, module.stride, module.dilation, strict=True)
+    for axis, (kernel, stride, dilation) in enumerate(settings, 2):
+        windows = windows.unfold(axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
+    pixels = windows.shape[2:4].numel()
+    return windows.permute(0, 1, 4, 5, 2, 3).reshape(len(seen), module.groups, -1, pixels)
 
 
 def backs(module: nn.Module, back: Tensor) -> Tensor:
