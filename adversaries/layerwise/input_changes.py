@@ -86,7 +86,7 @@ class Linearized:
 def linearized(network: Network, inputs: Tensor, labels: Tensor) -> Linearized:
     """Prepare samples: ``inputs [n, *input_shape]`` pixels and ``labels [n]`` on the device."""
     inputs = inputs.detach().requires_grad_()
-    passed = run(network, inputs)
+    passed = run(network, inputs, twice=True)
     slopes = own_residual(passed.logits, labels)
     back = passed.back(slopes, graph=True)
     parts = [inputs, *passed.seen.values(), *back.values()]

@@ -131,16 +131,17 @@ def _agrees(network: Network, layer: str, inputs: Tensor) -> bool:
     cotangents = torch.linspace(-1, 1, passed.logits.numel()).view_as(passed.logits).to(inputs)
     back = passed.back(cotangents)[layer]
     module = network.module(layer)
-    found = product(backs(module, back), patches(module, passed.seen[layer])).sum(0)
-    wanted = whole_gradients(alone, (layer,), inputs, cotangents)[layer].sum(0)
+    seen = patches(module, passed.seen[layer])
+    found = (backs(module, back) @ seen.transpose(-1, -2)).flatten(1)
+    wanted = whole_gradients(alone, (layer,), inputs, cotangents)[layer]
     close = torch.linalg.vector_norm(found - wanted) <= 1e-3 * torch.linalg.vector_norm(wanted)
     return bool(close)
 
 
-def run(network: Network, inputs: Tensor) -> Passed:
+def run(network: Network, inputs: Tensor, *, twice: bool = False) -> Passed:
     """A forward pass of ``inputs [n, *input_shape]``, pixels, that can be differentiated in them.
 
-    Layers that run twice keep what they saw last.
+    ``twice``: more than once. Layers that run several times keep what they saw last.
     """
     seen: dict[str, Tensor] = {}
     given: dict[str, Tensor] = {}
@@ -149,7 +150,7 @@ def run(network: Network, inputs: Tensor) -> Passed:
         def note(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
             # copies: what follows may work in place
             seen[name] = arguments[0].clone()
-            given[name] = smooth(module, seen[name], output)
+            given[name] = smooth(module, seen[name], output) if twice else output
             return given[name].clone()
 
         return note
@@ -228,11 +229,6 @@ def backs(module: nn.Module, back: Tensor) -> Tensor:
 def positions(vectors: Tensor) -> Tensor:
     """``[n, ..., features]`` as one group: ``[n, 1, features, positions]``."""
     return vectors.reshape(len(vectors), 1, -1, vectors.shape[-1]).transpose(2, 3)
-
-
-def product(back: Tensor, seen: Tensor) -> Tensor:
-    """The weight gradient of each sample, ``[n, weights]``."""
-    return (back @ seen.transpose(-1, -2)).flatten(1)
 
 
 def whole_gradients(

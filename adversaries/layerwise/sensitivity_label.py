@@ -75,7 +75,7 @@ class LabelSensitivity(Component):
     ] = "logits"
     norm: Annotated[Norm, Field(description="entrywise norm of the Jacobian")] = "F"
     least_range: LeastRange = 1e-12
-    chunk: Chunk = 32
+    chunk: Chunk = 64
     layers: Layers = ()
 
     def measure(
@@ -171,9 +171,9 @@ def jacobians(network: Network, inputs: Tensor, labels: Tensor, norm: Norm) -> J
         column = {n: backs(network.module(n), d) for n, d in passed.back(cotangent).items()}
         column |= whole_gradients(network, network.whole, inputs.detach(), cotangent)
         sizes.append([size_of(column[name], seen.get(name), norm) for name in network.layers])
+        here = labels == c
         for name, part in column.items():
-            here = (labels == c).view(-1, *(1,) * (part.ndim - 1))
-            own[name] = torch.where(here, part, own.get(name, part))
+            own.setdefault(name, torch.empty_like(part))[here] = part[here]
     squares = [size_of(own[name], seen.get(name), "F") for name in network.layers]
     spans = [
         span_of_product(own[name], seen[name]) if name in seen else span(own[name])

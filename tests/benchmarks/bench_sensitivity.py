@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--network", default="alexnet-mo")
     parser.add_argument("--side", type=int, default=32, help="pixels")
     parser.add_argument("--samples", type=int, default=64, help="of the label side")
-    parser.add_argument("--chunks", type=int, nargs="+", default=(1, 8, 32))
+    parser.add_argument("--chunks", type=int, nargs="+", default=(1, 8, 64))
     parser.add_argument("--batch", type=int, default=16, help="samples at once of the input side")
     parser.add_argument("--probes", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
