@@ -61,30 +61,50 @@ def placements(scores: Numbers, has: Numbers) -> tuple[Numbers, Numbers]:
 def auc_interval(scores: Sequence[float], has: Sequence[bool | None]) -> Interval:
     """The AUC with its 95 % interval, over all scores whose truth is known (``n`` of them).
 
-    The variance is that of DeLong et al. Because it vanishes where the AUC is 1 and is too small
-    near there, the interval is Wilson's for as many trials as would vary as much, but no more
-    than the scores there are of the rarer kind, or where all placements are alike (Student's t
-    for normal). NaN without a positive or without a negative.
+    Wilson's interval for as many trials as would vary as much: the variance is that of DeLong
+    et al., which is too small near 1, and so is never taken for less than that of two
+    exponential distributions (`exponential_variance`); Student's t stands for the normal. An
+    AUC of 1 (or 0) counts as all right (wrong) in as many trials as there are batches of the
+    rarer kind. NaN without a batch of each kind, no interval with one of a kind.
     """
     (values,), truth = known((scores,), has)
     m, n = int((truth == 1).sum()), int((truth == 0).sum())
     if not m or not n:
         return Interval(math.nan, math.nan, math.nan, 0)
     above, below = placements(values, truth)
-    area = float(above.mean())
-    if min(m, n) < 2:
+    area, fewest = float(above.mean()), min(m, n)
+    if fewest < 2:
         return Interval(area, math.nan, math.nan, m + n)
-    variance = float(above.var(ddof=1) / m + below.var(ddof=1) / n)
-    return Interval(area, *score_bounds(area, trials(area, variance, min(m, n))), m + n)
+    spread, amount = area * (1 - area), float(fewest)
+    if spread:
+        variance = max(delong_variance(above, below), exponential_variance(area, m, n))
+        amount = spread / variance * (NormalDist().inv_cdf((1 + LEVEL) / 2) / quantile(fewest)) ** 2
+    return Interval(area, *score_bounds(area, amount), m + n)
 
 
-def trials(area: float, variance: float, fewest: int) -> float:
-    """How many trials an AUC of this variance amounts to."""
-    spread = area * (1 - area)
-    if spread == 0 or variance == 0:
-        return fewest
-    squeeze = NormalDist().inv_cdf((1 + LEVEL) / 2) / stats.t.ppf((1 + LEVEL) / 2, fewest - 1)
-    return float(spread / variance * squeeze**2)
+def delong_variance(above: Numbers, below: Numbers) -> float:
+    """Squared standard error of the mean of `placements`."""
+    return float(above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below))
+
+
+def exponential_variance(area: float, m: int, n: int) -> float:
+    """Squared standard error of an AUC of exponential distributions, ``m`` and ``n`` scores.
+
+    Hanley and McNeil, *Radiology* 143, 1982, with the numbers of Newcombe's method 5,
+    *Statistics in Medicine* 25, 2006.
+    """
+    most = (m + n) / 2 - 1
+    return (
+        area
+        * (1 - area)
+        * (1 + most * (1 - area) / (2 - area) + most * area / (1 + area))
+        / (m * n)
+    )
+
+
+def quantile(fewest: int) -> float:
+    """Student's t for 95 % where the rarer kind has ``fewest`` scores."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, fewest - 1))
 
 
 def auc_difference(
@@ -105,12 +125,13 @@ def auc_difference(
     gain = float(above.mean())
     if min(m, n) < 2:
         return Interval(gain, math.nan, math.nan, m + n)
-    variance = above.var(ddof=1) / m + below.var(ddof=1) / n
-    half = float(stats.t.ppf((1 + LEVEL) / 2, min(m, n) - 1) * math.sqrt(variance))
+    half = quantile(min(m, n)) * math.sqrt(delong_variance(above, below))
     return Interval(gain, gain - half, gain + half, m + n)
 
 
-def known(scores: Sequence[Sequence[float]], has: Sequence[bool | None]) -> tuple[list[Numbers], Numbers]:
+def known(
+    scores: Sequence[Sequence[float]], has: Sequence[bool | None]
+) -> tuple[list[Numbers], Numbers]:
     """Of ``k`` scores of each of n batches those where all are numbers and the truth is known.
 
     Scores ``[known]`` each; truth ``[known]``, 1 or 0.
