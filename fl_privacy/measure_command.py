@@ -46,7 +46,8 @@ def measure_all(
     for spec, why in left_out:
         yield Measured(spec, None, why=why)
     for number, job in enumerate(jobs, 1):
-        yield _measured(job, f"{number}/{len(jobs)} {job.config.metric}")
+        of = f" of {job.config.about}" if job.config.about else ""
+        yield _measured(job, f"{number}/{len(jobs)} {job.config.name}{of}")
 
 
 def _measured(job: MeasureJob, label: str) -> Measured:

@@ -99,10 +99,7 @@ def attacks_of(found: Sequence[Analysis]) -> list[Analysis]:
     plain = [
         a
         for a in found
-        if not a.is_baseline
-        and not a.adaptation
-        and not a.config.threat_model.get("withheld")
-        and not a.config.settings.get("permuted")
+        if not a.is_baseline and not a.adaptation and not a.config.threat_model.get("withheld")
     ]
     return list({plan_without(a, ()).model_dump_json(): a for a in plain}.values())
 

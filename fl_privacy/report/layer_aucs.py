@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fl_privacy.component import parse
 from fl_privacy.prediction import LayerAuc
-from fl_privacy.report.scores import Analysis, defenses, score
+from fl_privacy.report.scores import Analysis, defenses, null_of, score
 from fl_privacy.report.words import group_title
 
 AUC = "auc"
@@ -14,11 +14,12 @@ AUC = "auc"
 
 def layer_aucs(found: Sequence[Analysis]) -> list[LayerAuc]:
     """The AUC at every layer that was scored alone: attack by attack, defense by defense."""
-    return [one for a in found if not a.is_baseline for one in aucs_of(a)]
+    attacks = [a for a in found if not a.is_baseline]
+    return [one for a in attacks for one in aucs_of(a, null_of(a, found))]
 
 
-def aucs_of(analysis: Analysis) -> list[LayerAuc]:
-    """The same of one attack."""
+def aucs_of(analysis: Analysis, null: Analysis | None = None) -> list[LayerAuc]:
+    """The AUC at every layer of one attack, beside that of its ``null``."""
     groups = defenses([analysis])
     about = str(analysis.config.settings.get("property") or "")
     aucs = []
@@ -29,6 +30,7 @@ def aucs_of(analysis: Analysis) -> list[LayerAuc]:
             if name != AUC or not settings.get("layer"):
                 continue
             auc = score(analysis, defense, metric, None).interval
+            chance = score(null, defense, metric, None).interval if null else None
             if auc.n:
-                aucs.append(LayerAuc(who, about, str(settings["layer"]), auc))
+                aucs.append(LayerAuc(who, about, str(settings["layer"]), auc, chance))
     return aucs

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from textwrap import wrap
 
 import matplotlib
 from markupsafe import Markup
@@ -39,7 +40,7 @@ def layer_figure(layers: Sequence[str], panels: Sequence[Bars], name: str, what:
     """A panel a quantity, a bar a layer, the first layer of the forward pass on top."""
     across = min(ACROSS, len(panels))
     rows = math.ceil(len(panels) / across)
-    height = 0.62 + 0.19 * len(layers)
+    height = 0.75 + 0.19 * len(layers)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.3 + 1.75 * across, rows * height), layout="constrained")
         grid = figure.subplots(rows, across, sharey=True, squeeze=False)
@@ -64,8 +65,8 @@ def _bars(axes: Axes, layers: Sequence[str], panel: Bars) -> None:
     for y, value in zip(places, panel.null, strict=False):
         if math.isfinite(value):
             axes.plot([value, value], [y - 0.42, y + 0.42], color=INK, linewidth=1, linestyle=":")
-    axes.set_title(panel.title, loc="left", fontsize=8, fontweight="bold")
-    axes.set_xlabel(panel.unit)
+    axes.set_title("\n".join(wrap(panel.title, 24)), loc="left", fontsize=8, fontweight="bold")
+    axes.set_xlabel("\n".join(wrap(panel.unit, 26)))
     axes.set_yticks(list(places), [_short(layer) for layer in layers])
     axes.tick_params(axis="y", length=0)
     axes.locator_params(axis="x", nbins=4)

@@ -11,7 +11,7 @@ from fl_privacy.metrics.correlation import Correlation
 from fl_privacy.metrics.statistics import Interval
 from fl_privacy.prediction import LayerAuc, points, predictions
 from fl_privacy.protection import Measured, Protection
-from fl_privacy.report.layer_words import about, columns, heading
+from fl_privacy.report.layer_words import about, columns, heading, spoken
 from fl_privacy.report.words import count, interval, metric_name, plain
 from fl_privacy.results import MetricInfo
 
@@ -59,7 +59,7 @@ def prediction_table(
     return [
         {
             "metric": plain(one.metric),
-            "column": plain(one.column),
+            "column": spoken(one.column),
             "pearson": correlation_in_words(one.pearson),
             "spearman": correlation_in_words(one.spearman),
             "points": f"{count(one.layers, 'layer')}, {count(one.pearson.interval.n, 'pair')}",

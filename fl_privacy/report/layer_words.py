@@ -45,12 +45,17 @@ def columns(found: Measurement) -> list[Column]:
     if found.standard_errors:
         errors = tuple(number(e) for e in found.standard_errors)
         own.append(Column("standard error", "", errors))
-    told = [Column(plain(n), "", tuple(number(v) for v in c)) for n, c in others.items()]
+    told = [Column(spoken(n), "", tuple(number(v) for v in c)) for n, c in others.items()]
     return [*own, *told]
 
 
 BOUNDS = ("low", "high")
 """Columns that are the ends of the value's interval."""
+
+
+def spoken(column: str) -> str:
+    """The name of a metric's own column in words."""
+    return column.replace("_", " ")
 
 
 def _interval(found: Measurement) -> bool:

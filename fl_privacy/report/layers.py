@@ -40,12 +40,16 @@ def layers_section(run: Path, found: Sequence[Analysis]) -> Markup:
     measured, aucs, protected = measurements(run), layer_aucs(found), protections(run)
     if not measured and not aucs and not protected:
         return Markup()
+    told = prediction_table(measured, aucs)
+    others = [one for one in told if one["column"]]
     template = files("fl_privacy.report").joinpath("layers.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     shown = page.from_string(template).render(
         groups=groups_of(measured, aucs),
         aucs=[auc_table(one) for one in attacks_by_layer(aucs)],
-        predictions=prediction_table(measured, aucs),
+        predictions=told,
+        details=[("", [one for one in told if not one["column"]])]
+        + [("Their other columns", others)] * bool(others),
         protections=[protection_table(one) for one in protected],
     )
     return Markup(shown)  # escaped by the template
@@ -87,6 +91,7 @@ def attacks_by_layer(aucs: Sequence[LayerAuc]) -> list[list[LayerAuc]]:
 def auc_bars(own: Sequence[LayerAuc], layers: Sequence[str]) -> Bars:
     """The panel of one attack, from chance on."""
     held = {a.layer: a.auc for a in own}
+    nulls = {a.layer: a.null.mean for a in own if a.null}
     nothing = Interval(math.nan, math.nan, math.nan, 0)
     found = [held.get(layer, nothing) for layer in layers]
     about = f", {own[0].property}" if own[0].property else ""
@@ -95,6 +100,7 @@ def auc_bars(own: Sequence[LayerAuc], layers: Sequence[str]) -> Bars:
         unit="AUC (0.5: chance)",
         values=[one.mean for one in found],
         arms=[(one.low, one.high) for one in found],
+        null=[nulls.get(layer, math.nan) for layer in layers],
         attacked=True,
         from_=0.5,
     )

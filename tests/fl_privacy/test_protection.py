@@ -18,7 +18,14 @@ from fl_privacy.metrics.statistics import Interval
 from fl_privacy.plan import Plan
 from fl_privacy.prediction import LayerAuc
 from fl_privacy.protect_command import Request, protect
-from fl_privacy.protecting import attacks_of, chosen, plan_without, random_sets, ranking_of
+from fl_privacy.protecting import (
+    attacks_of,
+    chosen,
+    plan_without,
+    random_sets,
+    ranking_of,
+    whole_update,
+)
 from fl_privacy.protection import ProtectionError, configuration, protections
 from fl_privacy.report.scores import analyses
 from fl_privacy.results import ResultSet, load_results
@@ -98,6 +105,14 @@ def test_the_files_configure_clients_and_server(tmp_path: Path) -> None:
     (tmp_path / "t.toml").write_text(files["threat-model.toml"])
     held = read_threat_model(tmp_path / "t.toml")
     assert held == known.model_copy(update={"withheld": ("3.bias", "1", "3")})
+
+
+def test_property_inference_looks_at_all_that_is_left() -> None:
+    assert whole_update("property_inference(layers='each', batches=12)", 0) == (
+        "property_inference(batches=12)"
+    )
+    attack = whole_update("gradient_similarity(iterations=4)", 6)
+    assert attack == "gradient_similarity(iterations=4, width=6)"
 
 
 @pytest.fixture

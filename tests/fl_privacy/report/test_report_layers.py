@@ -13,10 +13,12 @@ from fl_privacy.metrics.statistics import Interval
 from fl_privacy.prediction import LayerAuc, points, predictions
 from fl_privacy.protection import Comparison, Measured, Protection, write_protection
 from fl_privacy.report import write_report
+from fl_privacy.report.layer_aucs import layer_aucs
 from fl_privacy.report.layer_tables import prediction_table
 from fl_privacy.report.layer_words import columns, number, rounds_in_words
 from fl_privacy.report.layers import groups_of
-from fl_privacy.results import MetricInfo
+from fl_privacy.report.scores import Analysis
+from fl_privacy.results import MetricInfo, ResultConfig
 from fl_privacy.testing.toys import TASK
 from fl_privacy.threat_model import ThreatModel
 
@@ -146,6 +148,41 @@ def test_what_the_attacker_got_comes_first(synthetic_run: Callable[..., Any]) ->
     assert drawn.count("fill: var(--attack)") == 4
     (alone,) = groups_of([], aucs((0.5, 0.6, 0.9, 0.7)))
     assert alone["title"] == "Attacked alone"
+
+
+def attack(scores: dict[str, str], **settings: Any) -> Analysis:
+    """Property inference on three batches, the first without the property; layer -> scores."""
+    infos = tuple(
+        MetricInfo(
+            name=f"auc(layer={layer!r})" if layer else "auc",
+            unit="share of pairs",
+            higher_is_leakier=True,
+            spec=f"auc(layer={layer!r})" if layer else "auc",
+            set_level=True,
+        )
+        for layer in scores
+    )
+    known = ResultConfig(
+        name="property_inference", adversary="property_inference", settings=settings,
+        threat_model=ThreatModel().model_dump(mode="json"), seed=0, device="cpu", width=0,
+        recording_digest="", metrics=infos,
+    )  # fmt: skip
+    cells = {info.name: cell for info, cell in zip(infos, scores.values(), strict=True)}
+    row = {"key": "k", "defense": "", "has_property": "0,1,1", **cells}
+    return Analysis("pia", (), known, [row])
+
+
+def test_the_auc_of_each_layer_is_read_from_the_attack_and_its_null() -> None:
+    told = attack({"": "0,1,1", "fc1": "0.2,0.9,0.1", "conv1": "0.5,0.9,0.6"}, property="smiling")
+    null = attack({"": "0,1,1", "fc1": "0.9,0.8,0.7"}, property="smiling", permuted=True)
+    found = {one.layer: one for one in layer_aucs([told, null])}
+    assert list(found) == ["fc1", "conv1"]  # not the whole update, and not the null's own
+    assert {layer: one.auc.mean for layer, one in found.items()} == {"fc1": 0.5, "conv1": 1.0}
+    assert found["fc1"].property == "smiling"
+    assert found["fc1"].null is not None
+    assert found["fc1"].null.mean == 0
+    other = attack({"fc1": "0.9,0.8,0.7"}, property="age", permuted=True)
+    assert layer_aucs([told, other])[0].null is None
 
 
 def test_no_section_without_measurements(synthetic_run: Callable[..., Any]) -> None:
