@@ -9,92 +9,98 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+
+from adversaries.gradient_features import Classifier, Family
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Family = Literal["forest", "logistic", "mlp"]
-Classifiers = Callable[[int], list[Any]]
+Classifiers = Callable[[int], list[Classifier]]
 """A seed to fresh scikit-learn classifiers."""
 
 
-def forest(trees: int) -> Classifiers:
+def families(trees: int) -> Mapping[Family, Classifiers]:
+    """The families by name; ``trees`` in the forest."""
+    return {"forest": lambda seed: forest(trees, seed), "logistic": logistic, "mlp": mlp}
+
+
+def forest(trees: int, seed: int) -> list[Classifier]:
     """Random forest with the leaves of [Melis]: 5 samples in a leaf, 5 to split."""
-    return lambda seed: [
+    from sklearn.ensemble import RandomForestClassifier
+
+    return [
         RandomForestClassifier(
             trees, min_samples_leaf=5, min_samples_split=5, random_state=seed % 2**32
         )
     ]
 
 
-def logistic(_seed: int) -> list[Any]:
+def logistic(_seed: int) -> list[Classifier]:
     """Logistic regression on standardized features, under three L2 penalties."""
+    from sklearn.linear_model import LogisticRegression
+
     return [rotated(LogisticRegression(C=c, max_iter=1000)) for c in (1.0, 1e-2, 1e-4)]
 
 
-def mlp(seed: int) -> list[Any]:
+def mlp(seed: int) -> list[Classifier]:
     """One hidden layer of 32 on standardized features, under two weight decays, by L-BFGS."""
+    from sklearn.neural_network import MLPClassifier
+
+    state = seed % 2**32
     return [
-        rotated(
-            MLPClassifier(
-                (32,), solver="lbfgs", alpha=alpha, max_iter=100, random_state=seed % 2**32
-            )
-        )
-        for alpha in (1.0, 100.0)
+        rotated(MLPClassifier((32,), solver="lbfgs", alpha=a, max_iter=100, random_state=state))
+        for a in (1.0, 100.0)
     ]
 
 
-def rotated(classifier: Any) -> Any:
+def rotated(classifier: Any) -> Classifier:
     """``classifier`` on standardized features in the coordinates of the training samples' span.
 
     The rotation costs a penalized linear model nothing, as its weights lie in that span, and
     makes a layer of 100,000 features as cheap as one of as many features as there are samples.
     """
-    return make_pipeline(StandardScaler(), PCA(svd_solver="full"), classifier)
+    from sklearn.decomposition import PCA
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    made: Classifier = make_pipeline(StandardScaler(), PCA(svd_solver="full"), classifier)
+    return made
 
 
-def families(trees: int) -> Mapping[Family, Classifiers]:
-    """The families by name; ``trees`` in the forest."""
-    return {"forest": forest(trees), "logistic": logistic, "mlp": mlp}
-
-
-def fitted(classifier: Any, features: Floats, labels: Ints) -> Any:
+def fitted(classifier: Classifier, features: Floats, labels: Ints) -> Classifier:
     """``classifier`` fitted in place, in silence about what is no fault.
 
     That an MLP stops at its last iteration is part of it, and features may all be constant.
     """
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", ConvergenceWarning)
         return classifier.fit(features, labels)
 
 
-def probability(classifier: Any, features: Floats) -> Floats:
+def probability(classifier: Classifier, features: Floats) -> Floats:
     """Probability of label 1, ``[n]``; that of a forest from smoothed leaves."""
+    from sklearn.ensemble import RandomForestClassifier
+
     if isinstance(classifier, RandomForestClassifier):
         return smoothed(classifier, features)
     return np.asarray(classifier.predict_proba(features)[:, 1], dtype=np.float64)
 
 
-def smoothed(classifier: RandomForestClassifier, features: Floats) -> Floats:
+def smoothed(forest: Any, features: Floats) -> Floats:
     """Mean over trees of ``(ones + 1) / (samples + 2)`` in the leaf: Laplace's rule.
 
     A plain forest may give a probability of zero, which costs an infinite number of nats.
     """
     inputs = features.astype(np.float32)  # what trees compare in
     total = np.zeros(len(features))
-    for one in classifier.estimators_:
+    for one in forest.estimators_:
         tree = one.tree_
         leaves = tree.apply(inputs)
         samples = tree.weighted_n_node_samples[leaves]
         total += (tree.value[leaves, 0, 1] * samples + 1) / (samples + 2)
-    return total / len(classifier.estimators_)
+    return total / len(forest.estimators_)

@@ -8,7 +8,6 @@ from typing import Annotated
 import numpy as np
 import torch
 from pydantic import Field
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Generator, Tensor
 
 from fl_privacy.component import meant
@@ -39,17 +38,12 @@ class Batches:
         return len(self.has)
 
 
-def property_of(samples: Samples | None, name: str) -> Tensor:
+def property_of(samples: Samples, name: str) -> Tensor:
     """The values of a property, ``[n]``: 1 has it, 0 has not, -1 unknown.
 
     Raises:
-        LayerMetricError: no samples, no such property, or one that all or none have.
+        LayerMetricError: no such property, or one that all or none have.
     """
-    if samples is None:
-        raise LayerMetricError(
-            "expected samples with a property, got none: give auxiliary data, or in an audit the "
-            "clients' own"
-        )
     there = samples.properties
     if name not in there and (name or len(there) != 1):
         listed = ", ".join(sorted(there)) or "none"
@@ -67,27 +61,17 @@ def property_of(samples: Samples | None, name: str) -> Tensor:
     return values
 
 
-def draw_batches(
-    samples: Samples | None,
-    property: str,
-    *,
-    folds: int,
-    batches: int,
-    size: int,
-    seed: int,
-) -> Batches:
+def draw_batches(values: Tensor, fold_of: Tensor, batches: int, size: int, seed: int) -> Batches:
     """In each fold ``batches`` batches all of whose samples have the property, and as many none of.
 
-    A batch belongs to the people of one fold; where people are unknown, samples are taken to be
-    of as many. Within a fold batches share no sample until all have been used, and only then
-    are they shuffled anew.
+    ``values [n]`` of the property, ``fold_of [n]`` of `folds_of`. A batch belongs to the people of
+    one fold. Within a fold batches share no sample until all have been used, and only then are
+    they shuffled anew.
 
     Raises:
-        LayerMetricError: no usable property, or a fold with too few samples for a batch.
+        LayerMetricError: a fold with too few samples for a batch.
     """
-    values = property_of(samples, property)
-    assert samples is not None, "property_of refuses none"
-    fold_of = folds_of(values, samples.people, folds, seed)
+    folds = int(fold_of.max()) + 1
     indices, has, of = [], [], []
     for fold in range(folds):
         for value in (1, 0):
@@ -106,8 +90,17 @@ def draw_batches(
     return Batches(torch.cat(indices), torch.cat(has), torch.cat(of))
 
 
+def shuffled(values: Tensor, fold_of: Tensor, seed: int) -> Tensor:
+    """The property dealt out anew among the samples of each fold: the same shares, no meaning."""
+    dealt, draw = values.clone(), generator(seed, "shuffled property")
+    for fold in range(int(fold_of.max()) + 1):
+        inside = torch.nonzero(fold_of == fold).flatten()
+        dealt[inside] = values[inside[torch.randperm(len(inside), generator=draw)]]
+    return dealt
+
+
 def draw_apart(
-    samples: Samples | None, property: str, *, batches: int, size: int, seed: int
+    samples: Samples, property: str, *, batches: int, size: int, seed: int
 ) -> list[Tensor]:
     """``batches`` batches that have the property, then as many that have not, ``[size]`` each.
 
@@ -135,11 +128,13 @@ def folds_of(values: Tensor, people: Tensor | None, folds: int, seed: int) -> Te
     """The fold of each sample, ``[n]``, with about the same share of the property in each.
 
     -1 for samples of which the property is unknown. All samples of one of the ``people [n]`` are
-    in the same fold.
+    in the same fold; where people are unknown, each sample is taken to be of another.
 
     Raises:
         LayerMetricError: fewer samples of one kind than folds.
     """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
     known = torch.nonzero(values >= 0).flatten()
     fold_of = torch.full_like(values, -1)
     draw = derive_seed(seed, "folds of people") % 2**32

@@ -20,6 +20,7 @@ from adversaries.layerwise.batch_gradients import (
     gradients_of,
 )
 from adversaries.layerwise.property_batches import BatchSize, PropertyName, draw_apart
+from adversaries.layerwise.sensitivity_table import checked
 from adversaries.layerwise.subspaces import distance, small_factor
 from fl_privacy.component import Component
 from fl_privacy.layers import LayerMetricError, weight_of
@@ -74,23 +75,20 @@ class SubspaceDistance(Component):
         """Geodesic distances, as a share of the largest.
 
         Raises:
-            LayerMetricError: no observation, no usable property, too few samples, an unknown
-                layer, or one with fewer than ``k`` weights.
+            LayerMetricError: no observation, samples that do not fit the task, no usable property,
+                too few samples, an unknown layer, or one with fewer than ``k`` weights.
         """
-        models = global_models(observations)
+        data, models = checked(samples, observations), global_models(observations)
         layers = chosen_layers(observations[0], self.layers)
         self._check_ranks(models[0], layers)
         size = batch_size_of(observations[0], self.batch_size)
-        batches = draw_apart(samples, self.property, batches=2 * self.n, size=size, seed=seed)
-        assert samples is not None, "draw_apart refuses none"
+        batches = draw_apart(data, self.property, batches=2 * self.n, size=size, seed=seed)
         splits = comparisons(self.n, self.permutations, seed)
         total, found = len(models) * len(batches), []
         for place in range(len(models)):
             columns: dict[str, list[Tensor]] = {layer: [] for layer in layers}
             at = [place] * len(batches)
-            made = gradients_of(
-                observations, layers, samples, batches, at, device=device, seed=seed
-            )
+            made = gradients_of(observations, layers, data, batches, at, device=device, seed=seed)
             for done, (_, gradient) in enumerate(made, place * len(batches) + 1):
                 for layer in layers:
                     columns[layer].append(gradient[layer].cpu())

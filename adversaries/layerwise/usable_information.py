@@ -185,13 +185,3 @@ def in_sample_information(
     prevalence = np.full(len(labels), labels.mean())
     predicted = np.asarray(model.predict_proba(features)[:, 1], dtype=np.float64)
     return float((log_likelihood(predicted, labels) - log_likelihood(prevalence, labels)).mean())
-
-
-def permuted(labels: Ints, groups: Ints, *, seed: int) -> Ints:
-    """The labels shuffled inside each group, which keeps every prevalence as it is."""
-    draw = np.random.default_rng(derive_seed(seed, "permuted labels"))
-    shuffled = labels.copy()
-    for name in np.unique(groups):
-        inside = np.flatnonzero(groups == name)
-        shuffled[inside] = draw.permutation(labels[inside])
-    return shuffled
