@@ -97,9 +97,11 @@ def weight_gradients(
     weights = {
         weight_of(layer): state[weight_of(layer)].detach().requires_grad_() for layer in layers
     }
-    cuda = [inputs.device] if inputs.is_cuda else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(mask)
+    with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
+        torch.default_generator.manual_seed(mask)
+        if inputs.is_cuda:
+            with torch.cuda.device(inputs.device):
+                torch.cuda.manual_seed(mask)
         outputs = functional_call(network, {**state, **weights}, (inputs,))
     gradients = torch.autograd.grad(F.cross_entropy(outputs, labels), list(weights.values()))
     return dict(zip(layers, gradients, strict=True))

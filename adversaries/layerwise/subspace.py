@@ -41,10 +41,10 @@ class SubspaceDistance(Component):
 
     Random subspaces of many dimensions are close to orthogonal, and so are any two samples of
     noisy gradients. So stand beside it: the distance ``within`` the kinds, between ``n`` and
-    another ``n`` batches that both have the property or both have it not, and that of ``n``
-    and ``n`` batches dealt out anew with no eye to the property (mean, and largest of
-    ``permutations``: with 19 of them a value above is significant at 5 %). No two batches share a
-    sample. NaN where the gradients of a layer have a rank below ``k``. Several global models are
+    another ``n`` batches that both have the property or both have it not, and the ``null``, between
+    ``n`` and ``n`` of the compared batches dealt out with no eye to the property (mean, and largest
+    of ``permutations``: with 19 of them a value above is significant at 5 %). No two batches share
+    a sample. NaN where the gradients of a layer have a rank below ``k``. Several global models are
     averaged, with a standard error over them: rounds of one run, not repeats of it.
     """
 
@@ -135,8 +135,8 @@ def layer_scores(layers: tuple[str, ...], found: Tensor, n: int) -> LayerScores:
         "chordal": chordal[:, 0],
         "within, geodesic": geodesic[:, 1:3].mean(1),
         "within, chordal": chordal[:, 1:3].mean(1),
-        "permuted labels, mean": null.mean(1),
-        f"permuted labels, largest of {null.shape[1]}": null.amax(1),
+        "null": null.mean(1),
+        f"null, largest of {null.shape[1]}": null.amax(1),
     }
     if len(found) > 1:
         columns["standard error over models"] = found[:, :, 0, 0].std(0) / math.sqrt(len(found))

@@ -59,7 +59,7 @@ class VInformation(Component):
 
     Beside it the value cut at zero, the ``ceiling`` (ln 2, as both are equally many), the
     standard error over folds, eq. (1) to the letter, in-sample, which cannot tell noise from
-    signal, and the null: all of it again with the property shuffled among the samples of each
+    signal, and the ``null``: all of it again with the property shuffled among the samples of each
     group (mean, and largest of ``permutations``: with 19 of them a value above is significant at
     5 %). To shuffle the labels of batches would not do, as batches share samples. Folds of one
     run are no independent repeats, so there is no interval: that takes repeated runs (20 in [Mo]).
@@ -157,8 +157,8 @@ def layer_scores(
     columns = {
         "at least 0": value.clamp_min(0),
         "ceiling": ceiling,
-        "shuffled property, mean": null.mean(0),
-        f"shuffled property, largest of {len(null)}": null.amax(0),
+        "null": null.mean(0),
+        f"null, largest of {len(null)}": null.amax(0),
         "standard error over folds": error,
         "in-sample, eq. (1) to the letter": in_sample,
     }

@@ -94,7 +94,7 @@ def test_a_property_that_turns_gradients_stands_above_its_null() -> None:
     found = METRIC.measure(observations, bright(3.0), seed=0, device=CPU)
     assert found.layers == ("1", "3")
     assert found.n == 16
-    null = found.columns["permuted labels, largest of 9"]
+    null = found.columns["null, largest of 9"]
     assert (found.values > null).all()
     assert (found.values > found.columns["within, geodesic"]).all()
     assert ((found.values >= 0) & (found.values <= 1)).all()
@@ -105,10 +105,10 @@ def test_a_property_that_means_nothing_is_within_its_null() -> None:
     above = [
         METRIC.measure(observations, bright(0.0, seed), seed=seed, device=CPU) for seed in range(4)
     ]
-    exceeding = [m.values > m.columns["permuted labels, largest of 9"] for m in above]
+    exceeding = [m.values > m.columns["null, largest of 9"] for m in above]
     # each with probability 1/10 if nothing depends on the property
     assert int(torch.stack(exceeding).sum()) <= 3
-    means = torch.stack([m.values - m.columns["permuted labels, mean"] for m in above]).mean(0)
+    means = torch.stack([m.values - m.columns["null"] for m in above]).mean(0)
     assert (means.abs() < 0.1).all()
 
 

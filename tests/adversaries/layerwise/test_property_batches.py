@@ -1,0 +1,171 @@
+"""Batches of one kind each, people kept apart, and gradients as the clients compute them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adversaries.layerwise.batch_gradients import gradients_of
+from adversaries.layerwise.property_batches import (
+    draw_apart,
+    draw_batches,
+    folds_of,
+    models_of,
+    property_of,
+    shuffled,
+)
+from fl_privacy.layers import LayerMetricError
+from fl_privacy.testing.toys import TRAINING, toy_model, toy_observations, toy_samples
+from fl_privacy.types import Observation, Samples
+
+CPU = torch.device("cpu")
+VALUES = torch.tensor([1, 0, 0, 1, -1, 0] * 20)
+PEOPLE = torch.arange(120) // 4
+SAMPLES = replace(toy_samples(120), properties={"smiling": VALUES, "young": 1 - VALUES.abs()})
+
+
+@pytest.mark.parametrize("people", [None, PEOPLE])
+def test_folds_share_no_person_and_have_about_the_same_shares(people: Tensor | None) -> None:
+    fold_of = folds_of(VALUES, people, 4, seed=0)
+    assert (fold_of[VALUES < 0] == -1).all()
+    assert set(fold_of[VALUES >= 0].tolist()) == {0, 1, 2, 3}
+    for fold in range(4):
+        share = (VALUES[fold_of == fold] == 1).double().mean()
+        assert abs(share - 0.4) < 0.1
+    if people is not None:
+        homes = [set(fold_of[(who == PEOPLE) & (VALUES >= 0)].tolist()) for who in range(30)]
+        assert all(len(home) == 1 for home in homes)
+
+
+def test_each_batch_is_of_one_kind_and_one_fold_and_uses_all_before_any_twice() -> None:
+    fold_of = folds_of(VALUES, PEOPLE, 4, seed=0)
+    drawn = draw_batches(VALUES, fold_of, 3, 3, seed=0)
+    assert len(drawn) == 4 * 2 * 3
+    assert drawn.indices.shape == (24, 3)
+    for indices, has, fold in zip(drawn.indices, drawn.has, drawn.folds, strict=True):
+        assert (VALUES[indices] == has).all()
+        assert (fold_of[indices] == fold).all()
+        assert len(set(indices.tolist())) == 3
+    for fold in range(4):
+        mine = drawn.indices[(drawn.folds == fold) & (drawn.has == 1)].flatten().tolist()
+        there = int(((fold_of == fold) & (VALUES == 1)).sum())
+        if there >= 9:
+            assert len(set(mine)) == 9
+
+
+def test_batches_that_are_compared_share_no_sample() -> None:
+    drawn = draw_apart(SAMPLES, "smiling", batches=6, size=5, seed=0)
+    assert [set(VALUES[b].tolist()) for b in drawn] == [{1}] * 6 + [{0}] * 6
+    assert len(set(torch.cat(drawn).tolist())) == 60
+
+
+def test_shuffling_keeps_what_each_fold_holds() -> None:
+    fold_of = folds_of(VALUES, None, 4, seed=0)
+    dealt = shuffled(VALUES, fold_of, seed=1)
+    assert (dealt != VALUES).any()
+    for fold in (-1, 0, 1, 2, 3):
+        assert dealt[fold_of == fold].sum() == VALUES[fold_of == fold].sum()
+
+
+@pytest.mark.parametrize(("models", "apart"), [(1, False), (3, False), (4, True), (9, True)])
+def test_folds_have_rounds_of_their_own_where_there_are_enough(models: int, apart: bool) -> None:
+    drawn = draw_batches(VALUES, folds_of(VALUES, None, 4, seed=0), 6, 2, seed=0)
+    at = models_of(drawn, models)
+    used = [set(at[drawn.folds == fold].tolist()) for fold in range(4)]
+    assert set.union(*used) == set(range(models))
+    assert (sum(map(len, used)) == models) == apart  # none is used twice
+    for fold in range(4):
+        kinds = [at[(drawn.folds == fold) & (drawn.has == value)].tolist() for value in (0, 1)]
+        assert kinds[0] == kinds[1]
+
+
+def test_a_gradient_is_the_clients_own_at_the_recorded_model() -> None:
+    observations, truths = toy_observations(3)
+    samples = toy_samples(3)
+    made = gradients_of(
+        moved(observations),
+        ("1", "3"),
+        samples,
+        [torch.tensor([i]) for i in range(3)],
+        [0, 0, 0],
+        device=CPU,
+        seed=0,
+    )
+    found = dict(made)
+    for i, (observation, truth) in enumerate(zip(observations, truths, strict=True)):
+        assert torch.equal(truth.inputs[0], samples.inputs[i])
+        update = observation.exchanges[0].update
+        for layer in ("1", "3"):
+            seen = -update[f"{layer}.weight"] / TRAINING.lr
+            torch.testing.assert_close(found[i][layer], seen, rtol=1e-3, atol=1e-5)
+
+
+def moved(observations: list[Observation]) -> list[Observation]:
+    """The same, of a factory whose own weights are others than those recorded."""
+
+    def other() -> nn.Module:
+        model = toy_model()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+        return model
+
+    return [replace(o, model=other) for o in observations]
+
+
+def test_dropout_drops_by_the_seed_alone() -> None:
+    def dropping() -> nn.Module:
+        model = toy_model()
+        assert isinstance(model, nn.Sequential)
+        return nn.Sequential(*model[:3], nn.Dropout(0.5), model[3])
+
+    (first, *_) = toy_observations(1)[0]
+    state = {n: p.detach() for n, p in dropping().named_parameters()}
+    sent = replace(first.exchanges[0], parameters=state, buffers={})
+    observation = replace(first, exchanges=(sent,), model=dropping)
+
+    def gradients(seed: int) -> list[Tensor]:
+        batches = [torch.arange(4)] * 2
+        found = gradients_of(
+            [observation], ("4",), toy_samples(4), batches, [0, 0], device=CPU, seed=seed
+        )
+        return [gradient["4"] for _, gradient in found]
+
+    before = torch.random.get_rng_state()
+    one, other = gradients(0)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert not torch.equal(one, other)
+    assert torch.equal(one, gradients(0)[0])
+    assert not torch.equal(one, gradients(1)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("smilng", "no property 'smilng', did you mean 'smiling'.* there are: smiling, young"),
+        ("", "no property ''; there are: smiling, young"),
+        ("old", "got 0 with it and 120 without"),
+    ],
+)
+def test_a_property_that_is_none_is_refused(name: str, reason: str) -> None:
+    samples = SAMPLES
+    if name == "old":
+        samples = replace(SAMPLES, properties={"old": torch.zeros(120, dtype=torch.int64)})
+    with pytest.raises(LayerMetricError, match=reason):
+        property_of(samples, name)
+
+
+def test_the_only_property_needs_no_name() -> None:
+    only = Samples(SAMPLES.inputs, SAMPLES.labels, {"smiling": VALUES})
+    assert torch.equal(property_of(only, ""), VALUES)
+
+
+def test_too_few_samples_are_refused() -> None:
+    fold_of = folds_of(VALUES, None, 4, seed=0)
+    with pytest.raises(LayerMetricError, match=r"fold 1 of 4 holds 10 samples with .* got 40"):
+        draw_batches(VALUES, fold_of, 2, 11, seed=0)
+    with pytest.raises(LayerMetricError, match=r"expected 42 samples with .* got 40"):
+        draw_apart(SAMPLES, "smiling", batches=6, size=7, seed=0)
+    with pytest.raises(LayerMetricError, match=r"expected 5 or more .* got 3"):
+        folds_of(torch.tensor([1, 1, 1] + [0] * 9), None, 5, seed=0)

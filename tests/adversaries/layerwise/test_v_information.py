@@ -1,0 +1,91 @@
+"""The metric around `usable_information`: found where it is, not where it is not, refused."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from adversaries.layerwise.v_information import VInformation
+from fl_privacy.layers import LayerMetricError
+from fl_privacy.testing import check_layer_metric
+from fl_privacy.testing.toys import toy_observations, toy_samples
+from fl_privacy.types import LayerScores, Samples
+
+SMALL = VInformation(family="logistic", folds=3, batches=8, batch_size=4, permutations=2)
+HAS = (torch.arange(96) // 4) % 2
+
+
+def bright(shift: float) -> Samples:
+    """Half of the samples of each label have the property, and pixels brighter by ``shift``."""
+    samples = toy_samples(96)
+    inputs = samples.inputs + shift * HAS.view(-1, 1, 1, 1)
+    return replace(samples, inputs=inputs, properties={"property": HAS})
+
+
+def measured(samples: Samples | None, **changes: Any) -> LayerScores:
+    metric = VInformation(**{**SMALL.model_dump(), **changes})
+    observations, _ = toy_observations(2)
+    return metric.measure(observations, samples, seed=0, device=torch.device("cpu"))
+
+
+def column(found: LayerScores, name: str) -> Tensor:
+    """The column, whose name begins so."""
+    return next(values for n, values in found.columns.items() if n.startswith(name))
+
+
+def of_labels() -> Samples:
+    """Half of the labels have the property, which shows in the signs of a gradient."""
+    samples = toy_samples(96)
+    return replace(samples, properties={"property": samples.labels // 2})
+
+
+@pytest.mark.parametrize(("samples", "features"), [(bright(1.0), "pooled"), (of_labels(), "raw")])
+def test_a_planted_property_is_found_and_its_shuffled_twin_is_not(
+    samples: Samples, features: str
+) -> None:
+    found = measured(samples, features=features)
+    assert found.layers == ("1", "3")
+    assert found.unit == "nats"
+    assert found.n == 3 * 2 * 8
+    assert (found.values > 0.4).all()
+    assert (column(found, "null, largest") < 0.1).all()
+    torch.testing.assert_close(column(found, "ceiling"), torch.full((2,), math.log(2)).double())
+    assert (found.values <= column(found, "ceiling")).all()
+
+
+def test_what_means_nothing_is_not_found_but_in_sample() -> None:
+    found = measured(bright(0.0), family="forest", trees=10)
+    assert (found.values.abs() < 0.1).all()
+    assert (column(found, "in-sample, eq. (1)") > 0.15).all()
+    assert torch.equal(column(found, "at least 0"), found.values.clamp_min(0))
+    assert found.standard_errors is None  # folds are no repeats, so none that makes an interval
+
+
+def test_layers_are_measured_alike_alone_and_together() -> None:
+    together, alone = measured(bright(0.3)), measured(bright(0.3), layers=("3",))
+    assert alone.layers == ("3",)
+    assert alone.values[0] == together.values[1]
+
+
+@pytest.mark.parametrize(
+    ("samples", "changes", "reason"),
+    [
+        (None, {}, "at least one sample"),
+        (toy_samples(8), {}, "no property ''; there are: none"),
+        (bright(0), {"property": "smiling"}, "no property 'smiling'; there are: property"),
+        (bright(0), {"layers": ("2",)}, "no layer '2'; layers: 1, 3"),
+        (bright(0), {"batch_size": 17}, "holds 16 samples .* expected 51 or more"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    samples: Samples | None, changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(LayerMetricError, match=reason):
+        measured(samples, **changes)
+
+
+def test_it_keeps_the_contract() -> None:
+    check_layer_metric(VInformation(folds=3, batches=3, permutations=1, trees=2))
