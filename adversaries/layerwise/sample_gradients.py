@@ -148,10 +148,9 @@ def run(network: Network, inputs: Tensor, *, twice: bool = False) -> Passed:
 
     def listen(name: str) -> Callable[..., Tensor]:
         def note(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            # copies: what follows may work in place
-            seen[name] = arguments[0].clone()
+            seen[name] = arguments[0]
             given[name] = smooth(module, seen[name], output) if twice else output
-            return given[name].clone()
+            return given[name].clone()  # what follows may work in place
 
         return note
 

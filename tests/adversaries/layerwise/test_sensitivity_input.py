@@ -14,6 +14,7 @@ from adversaries.layerwise.sensitivity_input import InputSensitivity
 from adversaries.layerwise.sensitivity_table import networks
 from fl_privacy.component import ComponentError, create
 from fl_privacy.layers import LayerMetricError, weight_layers, weight_of
+from fl_privacy.seeding import generator
 from fl_privacy.testing import check_layer_metric
 from fl_privacy.types import LayerScores, Observation, Samples, Task
 
@@ -76,6 +77,17 @@ def wanted(gradient: Tensor, jacobian: Tensor, norm: Norm) -> Tensor:
     size = torch.linalg.vector_norm(jacobian, ord=2 if norm == "F" else float(norm))
     psi = {"F": entries**0.5, "1": entries, "inf": 1}[norm]
     return torch.stack([size / psi / span, size])
+
+
+@pytest.mark.parametrize("kind", ["dense", "convolutions"])
+def test_what_a_probe_gives_is_the_change_as_if_it_were_formed(
+    kind: str, made: Make, observed: Observe, samples: Draw
+) -> None:
+    (network,) = networks(observed(made(kind)), (), CPU)
+    data = samples(3)
+    local = linearized(network, data.inputs, data.labels)
+    along = torch.randn(data.inputs.shape, generator=generator(0, "along"), dtype=torch.float64)
+    torch.testing.assert_close(local.squares(along), local.sizes(along, "F"))
 
 
 @pytest.mark.parametrize(("kind", "seeds"), [("dense", 16), ("convolutions", 16), ("odd", 1)])
