@@ -89,7 +89,9 @@ def about(found: Measurement) -> str:
     config = found.config
     said = WHOSE[config.source]
     if config.source != "none":
-        said += f": {count(config.samples, 'sample')}, {config.data}"
+        said += f": {count(config.samples, 'sample')}"
+    if config.source == "auxiliary":
+        said += f", {config.data}"
     n = f"; n {found.n:,}" if found.n else ""
     updates = count(config.updates, "recorded update")
     return f"{said}; at the global model behind {updates}{n}; seed {config.seed}"
