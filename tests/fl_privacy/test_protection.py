@@ -111,14 +111,14 @@ def test_property_inference_looks_at_all_that_is_left() -> None:
     assert whole_update("property_inference(layers='each', batches=12)", 0) == (
         "property_inference(batches=12)"
     )
-    attack = whole_update("gradient_similarity(iterations=4)", 6)
-    assert attack == "gradient_similarity(iterations=4, width=6)"
+    attack = whole_update("gradient_similarity(iterations=2)", 6)
+    assert attack == "gradient_similarity(iterations=2, width=6)"
 
 
 @pytest.fixture
 def attacked(run: Path) -> Path:
     """A run that an attack by a few steps was made on, and measured."""
-    plan = Plan(adversary="gradient_similarity(iterations=4)", metrics=("psnr", "label_accuracy"))
+    plan = Plan(adversary="gradient_similarity(iterations=2)", metrics=("psnr", "label_accuracy"))
     analyze(run, plan, model=toy_model, model_name=MODEL)
     write_measurement(run, measured())
     return run
@@ -178,7 +178,7 @@ def test_nothing_is_attacked_twice(attacked: Path, monkeypatch: pytest.MonkeyPat
 def test_only_plain_attacks_that_saw_every_layer_are_repeated(attacked: Path) -> None:
     plain = analyses(load_results(attacked))
     hidden = Plan(
-        adversary="gradient_similarity(iterations=4)", threat_model=ThreatModel(withheld=("1",))
+        adversary="gradient_similarity(iterations=2)", threat_model=ThreatModel(withheld=("1",))
     )
     analyze(attacked, hidden, model=toy_model, model_name=MODEL)
     guess = Plan(adversary="baseline")
