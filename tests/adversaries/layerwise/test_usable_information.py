@@ -12,7 +12,9 @@ from adversaries.gradient_features import Family
 from adversaries.layerwise.families import Floats, Ints, families, probability
 from adversaries.layerwise.usable_information import (
     WEIGHTS,
+    calibrated,
     in_sample_information,
+    tuned,
     usable_information,
 )
 from fl_privacy.layers import LayerMetricError
@@ -114,6 +116,25 @@ def test_certainty_that_turns_out_wrong_costs_a_bounded_number_of_nats() -> None
     found = usable_information(features, labels, groups, FAMILIES["logistic"], seed=0)
     assert found.folds[4] < 0
     assert found.folds.min() > math.log(1 - WEIGHTS[-1])
+
+
+def test_without_a_mistake_the_weight_is_that_of_the_imagined_ones() -> None:
+    labels = np.arange(128) % 2
+    certain, prior = labels[None].astype(float), np.full(128, 0.5)
+    for mistakes in (4, 32):
+        *_, weight = tuned(certain, labels, prior, mistakes)
+        # where n log((1 + w) / 2) + m log(1 - w) is largest
+        best = (128 - mistakes) / (128 + mistakes)
+        assert weight == pytest.approx(best, abs=WEIGHTS[1])
+
+
+def test_calibration_scales_log_odds_from_those_of_the_prior_on() -> None:
+    q, prior = np.array([0.1, 0.5, 0.8]), np.full(3, 0.3)
+    assert calibrated(q, prior, 1.0) == pytest.approx(q)
+    assert calibrated(q, prior, 0.0) == pytest.approx(prior)
+    assert calibrated(prior, prior, 8.0) == pytest.approx(prior)
+    doubled = (q / (1 - q)) ** 2 / (prior / (1 - prior))
+    assert calibrated(q, prior, 2.0) == pytest.approx(doubled / (1 + doubled))
 
 
 def test_a_forest_smooths_its_leaves_by_laplaces_rule() -> None:
