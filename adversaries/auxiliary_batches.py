@@ -92,12 +92,12 @@ def with_property(images: int, share: float) -> int:
 
 def draw_batches(
     pool: Pool, counts: Sequence[int], shares: Sequence[float], batches: int, generator: Generator
-) -> tuple[Tensor, Tensor]:
-    """Positions ``[batches, images]`` of the samples of simulated clients, and ``[batches]`` bool.
+) -> Tensor:
+    """Positions ``[batches, images]`` of the samples of simulated clients.
 
-    The latter says whether the property is in: in every other batch, where a share of one of the
-    clients (of ``counts`` images each, side by side) has it, in a random place. All other images
-    have not. No batch of a client holds a sample twice.
+    Every other batch, from the first (`has_property`), has the property: a share of one of the
+    clients (of ``counts`` images each, side by side), in random places. All other images have
+    not. No batch of a client holds a sample twice.
     """
 
     def draw(held: Tensor, n: int) -> Tensor:
@@ -109,44 +109,37 @@ def draw_batches(
         )
         return mixed[torch.randperm(images, generator=generator)]
 
-    has = torch.arange(batches) % 2 == 0
+    first = int(torch.randint(len(shares), (), generator=generator))
     rows = []
-    for i in range(batches):
+    for i, has in enumerate(has_property(batches).tolist()):
         victim = int(torch.randint(len(counts), (), generator=generator))
-        share = shares[i // 2 % len(shares)]
-        rows.append(
-            torch.cat(
-                [
-                    client(n, with_property(n, share) if has[i] and place == victim else 0)
-                    for place, n in enumerate(counts)
-                ]
-            )
-        )
-    return torch.stack(rows), has
+        share = shares[(first + i // 2) % len(shares)]
+        held = [
+            client(n, with_property(n, share) if has and place == victim else 0)
+            for place, n in enumerate(counts)
+        ]
+        rows.append(torch.cat(held))
+    return torch.stack(rows)
+
+
+def has_property(batches: int) -> Tensor:
+    """Which of ``batches`` drawn ones have the property, ``[batches]`` bool."""
+    return torch.arange(batches) % 2 == 0
 
 
 def simulated_features(
-    client: Client,
-    task: Task,
-    samples: Samples,
-    batches: Tensor,
-    layers: Sequence[str],
-    *,
-    together: int,
+    client: Client, task: Task, samples: Samples, batches: Tensor, layers: Sequence[str]
 ) -> dict[str, Tensor]:
     """Layer -> features ``[batches, features]`` of the updates that ``client`` makes of samples.
 
-    ``batches [batches, images]`` are positions in ``samples``; ``together`` of them are
-    simulated at once, which bounds the memory: one takes about what a client's training does.
+    ``batches [batches, images]`` are positions in ``samples``; all are simulated at once, and
+    each takes about the memory of a client's training.
     """
     device = next(iter(client.sent[0].parameters.values())).device
 
     def update(inputs: Tensor, labels: Tensor) -> Tensors:
         return client.simulate(inputs, labels)[0]
 
-    parts = []
-    for chosen in torch.split(batches, together):
-        inputs = task.normalize(samples.inputs[chosen].to(device))
-        labels = samples.labels[chosen].to(device)
-        parts.append(features(vmap(update)(inputs, labels), layers))
-    return {layer: torch.cat([part[layer] for part in parts]).cpu() for layer in layers}
+    inputs = task.normalize(samples.inputs[batches].to(device))
+    found = features(vmap(update)(inputs, samples.labels[batches].to(device)), layers)
+    return {layer: rows.cpu() for layer, rows in found.items()}

@@ -77,7 +77,7 @@ def classifier(family: Family, seed: int) -> Classifier:
             n_estimators=100, min_samples_leaf=5, min_samples_split=5, random_state=state
         ),
         "logistic": LogisticRegression(max_iter=1000),
-        "mlp": MLPClassifier(hidden_layer_sizes=(64,), max_iter=200, random_state=state),
+        "mlp": MLPClassifier(hidden_layer_sizes=(64,), max_iter=1000, random_state=state),
     }
     made_of: Classifier = make_pipeline(Normalizer(), StandardScaler(), made[family])
     return made_of

@@ -1,41 +1,139 @@
-"""One global model, what clients would answer to it, and the classifiers that learn from that."""
+"""Global models, what clients would answer to them, and the classifiers that learn from that."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Generator, Tensor, nn
 
-from adversaries.auxiliary_batches import PropertyError
+from adversaries.auxiliary_batches import (
+    Pool,
+    PropertyError,
+    draw_batches,
+    has_property,
+    simulated_features,
+)
 from adversaries.gradient_features import Classifier, features, joined
 from adversaries.local_steps import Client, Sent
-from adversaries.targets import gradient_units, members_of, training_of
+from adversaries.targets import Unattackable, gradient_units
 from fl_privacy.layers import weight_layers, weight_of
-from fl_privacy.types import Exchange, LocalTraining, Observation
+from fl_privacy.seeding import generator
+from fl_privacy.types import (
+    Exchange,
+    GlobalModel,
+    LocalTraining,
+    Observation,
+    Samples,
+    Task,
+)
 
 WHOLE = "all"
 """Name of the whole update among the layers."""
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """A global model, how many images each client behind an answer to it holds, what is seen.
+class Clients:
+    """The clients behind an exchange as the adversary simulates them, with its own data.
 
-    Whatever is trained for it depends on this and the seed alone, so that a score depends on
-    no other exchange. ``held`` is the identity of the auxiliary data.
+    ``counts`` are their numbers of images, ``model`` is the `skeleton` of the network.
     """
 
-    global_digest: str
+    model: nn.Module
+    training: LocalTraining
     counts: tuple[int, ...]
-    withheld: tuple[str, ...]
-    held: int
+    task: Task
+    samples: Samples
+    pool: Pool
+    shares: tuple[float, ...]
+    layers: tuple[str, ...]
+    device: torch.device
+
+    def sent(self, model: GlobalModel) -> Client:
+        """Those clients when they were sent a global model."""
+        network = self.model.to(self.device)
+        kept = dict(network.named_buffers())
+        sent = Sent(
+            {n: t.float().to(self.device) for n, t in model.parameters.items()},
+            {n: t.to(self.device) for n, t in model.buffers.items() if n in kept},
+        )
+        return Client(network, self.training, self.counts, (sent,))
+
+
+@dataclass
+class Simulated:
+    """Features of updates simulated at one global model, as many as were asked for so far.
+
+    Batches are drawn and simulated in blocks of ``together``, in order, so that the first n are
+    the same, to the bit, however many follow.
+    """
+
+    clients: Clients
+    model: GlobalModel
+    generator: Generator
+    together: int
+    blocks: list[Mapping[str, Tensor]] = field(default_factory=list)
+
+    def rows(self, batches: int) -> dict[str, Tensor]:
+        """Layer -> features ``[batches, features]``; every other row has the property.
+
+        Raises:
+            Unattackable: they are not finite.
+        """
+        while len(self.blocks) * self.together < batches:
+            self.blocks.append(self._block())
+        return {
+            layer: torch.cat([block[layer] for block in self.blocks])[:batches]
+            for layer in self.clients.layers
+        }
+
+    def _block(self) -> Mapping[str, Tensor]:
+        who = self.clients
+        drawn = draw_batches(who.pool, who.counts, who.shares, self.together, self.generator)
+        client = who.sent(self.model)
+        found = simulated_features(client, who.task, who.samples, drawn, who.layers)
+        if not all(rows.isfinite().all() for rows in found.values()):
+            raise Unattackable(
+                "updates simulated at this global model are not finite: expected a model whose "
+                "training has not diverged"
+            )
+        return found
+
+
+@dataclass
+class Memory:
+    """What was simulated at the global models that were asked for last, ``most`` of them.
+
+    With ``permuted`` the property is shuffled, anew for each global model.
+    """
+
+    seed: int
+    together: int
+    permuted: bool
+    most: int
+    kept: OrderedDict[object, Simulated] = field(default_factory=OrderedDict)
+
+    def at(self, model: GlobalModel, clients: Clients) -> Simulated:
+        """Updates of ``clients`` simulated at ``model``, known or to be made."""
+        where: tuple[int | str, ...] = (model.digest, *clients.counts)
+        key = (*where, clients.layers, id(clients.samples))
+        if key not in self.kept:
+            if self.permuted:
+                shuffle = generator(self.seed, *where, "permuted property")
+                clients = replace(clients, pool=clients.pool.permuted(shuffle))
+            draws = generator(self.seed, *where, "auxiliary batches")
+            self.kept[key] = Simulated(clients, model, draws, self.together)
+        self.kept.move_to_end(key)
+        while len(self.kept) > self.most:
+            self.kept.popitem(last=False)
+        return self.kept[key]
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The classifiers of one snapshot, by layer or `WHOLE`."""
+    """The classifiers of one exchange's window of global models, by layer or `WHOLE`."""
 
     classifiers: Mapping[str, Classifier]
     layers: tuple[str, ...]
@@ -51,23 +149,25 @@ class Fitted:
         seen = gradient_units(exchange, self.training, merged=1 if self.one_step else 0)
         found = features({n: g.unsqueeze(0) for n, g in seen.items()}, self.layers)
         return {
-            name: float(
-                fitted.predict_proba(
-                    joined(found, self.layers if name == WHOLE else (name,)).numpy()
-                )[0, 1]
-            )
+            name: float(fitted.predict_proba(rows_of(found, self.layers, name).numpy())[0, 1])
             for name, fitted in self.classifiers.items()
         }
 
 
-def snapshot_of(observation: Observation, exchange: Exchange) -> Snapshot:
-    """What an exchange answered to, and in what numbers.
+def rows_of(found: Mapping[str, Tensor], layers: Sequence[str], name: str) -> Tensor:
+    """The features ``[n, features]`` of one layer, or of the `WHOLE` update."""
+    return joined(found, layers if name == WHOLE else (name,))
 
-    Raises:
-        Unattackable: a reply that cannot be used, or an unknown number of examples.
+
+def training_rows(studied: Sequence[Simulated], batches: int) -> tuple[dict[str, Tensor], Tensor]:
+    """At least ``batches`` simulated updates, evenly from each global model, and who has it.
+
+    Layer -> features ``[n, features]``; ``[n]`` bool.
     """
-    counts = members_of(exchange, training_of(observation))
-    return Snapshot(exchange.global_digest, counts, observation.withheld, id(observation.auxiliary))
+    each = 2 * -(-batches // (2 * len(studied)))
+    parts = [one.rows(each) for one in studied]
+    found = {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
+    return found, has_property(each).repeat(len(studied))
 
 
 def visible_layers(observation: Observation, model: nn.Module) -> tuple[str, ...]:
@@ -86,18 +186,20 @@ def visible_layers(observation: Observation, model: nn.Module) -> tuple[str, ...
     return seen
 
 
-def client_of(
-    model: nn.Module,
-    training: LocalTraining,
-    counts: Sequence[int],
-    exchange: Exchange,
-    device: torch.device,
-) -> Client:
-    """The clients behind an exchange as the adversary simulates them, on ``device``."""
-    model = model.to(device)
-    kept = dict(model.named_buffers())
-    sent = Sent(
-        {n: t.float().to(device) for n, t in exchange.parameters.items()},
-        {n: t.to(device) for n, t in exchange.buffers.items() if n in kept},
-    )
-    return Client(model=model, training=training, members=tuple(counts), sent=(sent,))
+def window_of(
+    observation: Observation, exchange: Exchange, first: int, most: int
+) -> list[GlobalModel]:
+    """The global models that an exchange is judged by: its own and those sent before it.
+
+    The ``most`` last ones, oldest first, each once, of rounds from ``first`` on; its own is
+    there also where the recording's history is not known.
+    """
+    now = exchange.attempt, exchange.round
+    found = {
+        model.digest: model
+        for model in observation.history
+        if (model.attempt, model.round) <= now and (model.attempt > 1 or model.round >= first)
+    }
+    sent = exchange.parameters, exchange.buffers
+    own = found.pop(exchange.global_digest, GlobalModel(*now, exchange.global_digest, *sent))
+    return [*found.values(), own][-most:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Literal
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_privacy.recording import Entry, Recording, RecordingError, match_names
-from fl_privacy.types import Exchange, LazyTensors, LocalTraining, Tensors
+from fl_privacy.types import Exchange, GlobalModel, LazyTensors, LocalTraining, Tensors
 
 MOST_EXAMPLES = 1_000_000
 """A client that claims more examples than this is not believed."""
@@ -78,6 +78,24 @@ class ExchangeReader:
             update=LazyTensors(self.parameters, update),
             returned_buffers=LazyTensors(self._buffers, lambda name: returned[names[name]]),
         )
+
+    def history(self, entries: Iterable[Entry]) -> tuple[GlobalModel, ...]:
+        """What was sent, in order, once for each round that sent it; read when asked for."""
+
+        def sent(entry: Entry) -> GlobalModel:
+            def load(name: str) -> Tensor:
+                return self._sent_tensors(entry)[name]
+
+            return GlobalModel(
+                entry.attempt,
+                entry.round,
+                entry.global_digest,
+                LazyTensors(self.parameters, load),
+                LazyTensors(self._buffers, load),
+            )
+
+        firsts = {(e.attempt, e.round, e.global_digest): e for e in reversed(list(entries))}
+        return tuple(sent(entry) for entry in reversed(firsts.values()))
 
     def _sent_tensors(self, entry: Entry) -> Tensors:
         """What was sent, by the model's names; read once for each content."""

@@ -109,7 +109,8 @@ class ThreatModel(Component):
         network = model()
         reader = ExchangeReader(recording, network, training)
         wanted = parse_rounds(rounds)
-        exchanges = [reader.exchange(e) for e in recording.entries() if wanted(e.round)]
+        entries = list(recording.entries())
+        exchanges = [reader.exchange(e) for e in entries if wanted(e.round)]
         check_runs(network, task)
         own = {(e.attempt, e.round): e.update for e in exchanges if e.node == self.own_node}
         targets = link([e for e in exchanges if e.node != self.own_node], self.unit)
@@ -121,6 +122,7 @@ class ThreatModel(Component):
         hidden = self._hidden(reader.parameters)
         auxiliary = load_auxiliary(self.auxiliary, task)
         defense = component.create_all("defenses", self.defense) or None
+        history = reader.history(entries)
         told = oracle if self.labels == "oracle" else None
         return [
             Observation(
@@ -134,6 +136,7 @@ class ThreatModel(Component):
                 own_update=own.get((linked[0].attempt, linked[0].round)),
                 defense=defense,
                 withheld=hidden,
+                history=history,
             )
             for linked in targets
         ]

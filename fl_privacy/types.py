@@ -186,10 +186,22 @@ class Exchange:
 
 
 @dataclass(frozen=True)
+class GlobalModel:
+    """Parameters and floating-point buffers that were sent in a round; ``digest`` as `Exchange`."""
+
+    attempt: int
+    round: int
+    digest: str
+    parameters: Tensors
+    buffers: Tensors
+
+
+@dataclass(frozen=True)
 class Observation:
     """One target of an adversary and what the threat model lets it know.
 
-    Only `ThreatModel.observe` makes one. A field that is not granted is None.
+    Only `ThreatModel.observe` makes one. A field that is not granted is None. ``history`` are
+    all global models of the recording, in order, whichever rounds are attacked.
     """
 
     key: str
@@ -202,6 +214,7 @@ class Observation:
     own_update: Tensors | None = None
     defense: tuple[GradientDefense | UpdateDefense, ...] | None = None
     withheld: tuple[str, ...] = ()
+    history: tuple[GlobalModel, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,395 @@
+"""The passive property inference adversary: what it draws, simulates, finds, and refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from adversaries.auxiliary_batches import (
+    PropertyError,
+    draw_batches,
+    has_property,
+    pool_of,
+    simulated_features,
+    with_property,
+)
+from adversaries.gradient_features import Family, features
+from adversaries.local_steps import skeleton
+from adversaries.property_inference import PropertyInference
+from adversaries.property_snapshot import Clients, window_of
+from clients.training import local_train
+from fl_privacy import attack_command
+from fl_privacy.analysis import prepare
+from fl_privacy.component import create
+from fl_privacy.metrics.auc import auc_interval
+from fl_privacy.plan import Plan
+from fl_privacy.property_rows import scored
+from fl_privacy.recording import Layout, Manifest, Recording, RecordingWriter
+from fl_privacy.report.page import write_report
+from fl_privacy.seeding import generator
+from fl_privacy.testing import check_adversary
+from fl_privacy.threat_model import ThreatModel
+from fl_privacy.truth import TruthVault
+from fl_privacy.types import (
+    Failure,
+    GlobalModel,
+    LocalTraining,
+    Observation,
+    PropertyScores,
+    Samples,
+    Task,
+)
+
+TASK = Task(input_shape=(1, 6, 6), classes=2, mean=(0.4,), std=(0.2,))
+MODEL = "mlp(hidden=(12,))"
+BATCH = 8
+CPU = torch.device("cpu")
+QUICK = "classifier='logistic', batches=48, window=4"
+FedSGD = LocalTraining(lr=0.1, batch_size=BATCH)
+FedAvg = LocalTraining(algorithm="fedavg", lr=0.05, batch_size=4, epochs=2, order="sequential")
+
+
+def people(count: int, seed: int) -> Samples:
+    """Pictures whose label is in the top row and whose property, ``hat``, in the bottom row."""
+    draw = generator(seed, "people")
+    inputs = torch.rand(count, *TASK.input_shape, generator=draw) * 0.5
+    labels = torch.randint(2, (count,), generator=draw)
+    hat = torch.randint(2, (count,), generator=draw)
+    inputs[:, 0, 0] += 0.3 * labels[:, None]
+    inputs[:, 0, 5] += 0.5 * hat[:, None]
+    return Samples(inputs, labels, {"hat": hat, "shoes": torch.zeros(count).long()})
+
+
+def taken(samples: Samples, chosen: Tensor) -> Samples:
+    held = {name: values[chosen] for name, values in samples.properties.items()}
+    return Samples(samples.inputs[chosen], samples.labels[chosen], held)
+
+
+def record(
+    run: Path, *, rounds: int, clients: int = 1, training: LocalTraining = FedSGD
+) -> ThreatModel:
+    """An audited run: client 0 sends a batch of hats every third round, the others never."""
+    model = create("models", MODEL).build(TASK, seed=0)
+    samples, draw, layout = people(300, 1), generator("victim"), Layout.of(model)
+    hat, vault = samples.properties["hat"], TruthVault(run / "truth")
+    manifest = Manifest(created="", model=MODEL, task=TASK, local_training=training)
+    with RecordingWriter.open(run / "recording", manifest) as writer:
+        for number in range(1, rounds + 1):
+            sent = {n: t.detach().numpy().copy() for n, t in model.state_dict().items()}
+            _, shared = writer.put_global(sent, layout)
+            returned = []
+            for node in range(clients):
+                having = torch.nonzero(hat == int(node == 0 and number % 3 == 0)).flatten()
+                chosen = having[torch.randperm(len(having), generator=draw)[:BATCH]]
+                batch = taken(samples, chosen)
+                model.load_state_dict({n: torch.from_numpy(a.copy()) for n, a in sent.items()})
+                local_train(model, TASK, batch, training, generator=draw)
+                returned.append({n: t.clone() for n, t in model.state_dict().items()})
+                writer.append(
+                    round=number,
+                    node=str(node),
+                    arrays={n: t.numpy() for n, t in returned[-1].items()},
+                    num_examples=BATCH,
+                    global_digest=shared,
+                    layout=layout,
+                )
+                where = {"attempt": 1, "round": number, "node": str(node)}
+                vault.write(**where, step=0, samples=batch, indices=chosen)  # type: ignore[arg-type]
+                vault.write_defense(**where, spec="", stats={})  # type: ignore[arg-type]
+            writer.end_round(number)
+            model.load_state_dict(
+                {n: torch.stack([r[n] for r in returned]).mean(0) for n in returned[0]}
+            )
+    return ThreatModel(auxiliary=saved(run / "aux.npz", people(200, 2)))
+
+
+def saved(path: Path, samples: Samples) -> str:
+    """A data set of these samples, by the name under which it is found."""
+    arrays = {"x": samples.inputs, "y": samples.labels, **samples.properties}
+    held = {f"{n}_{s}": a.numpy() for n, a in arrays.items() for s in ("train", "test")}
+    np.savez(path, **held)  # type: ignore[arg-type]
+    named = tuple(f"{name}_{{split}}" for name in samples.properties)
+    return f"npz(path={str(path)!r}, properties={named})"
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ThreatModel]:
+    """A run of 24 rounds of one client."""
+    run = tmp_path_factory.mktemp("audited")
+    return run, record(run, rounds=24)
+
+
+def observed(audited: tuple[Path, ThreatModel], **changes: object) -> list[Observation]:
+    run, granted = audited
+    return granted.model_copy(update=changes).observe(Recording(run / "recording"))
+
+
+def quick(**changes: object) -> PropertyInference:
+    made: PropertyInference = create(
+        "adversaries", f"property_inference(property='hat', {QUICK})", changes
+    )
+    return made
+
+
+def scores(
+    adversary: PropertyInference, observations: Sequence[Observation], seed: int = 0
+) -> list[PropertyScores]:
+    results = list(adversary.attack(observations, seed=seed, device=CPU))
+    assert all(isinstance(result, PropertyScores) for result in results), results
+    return [result for result in results if isinstance(result, PropertyScores)]
+
+
+# What is drawn
+
+
+def test_batches_hold_the_property_in_turn_and_the_others_do_not() -> None:
+    samples = people(100, 0)
+    hat, shares = samples.properties["hat"], (1.0, 0.4, 0.6, 0.8)
+    drawn = draw_batches(pool_of(samples, "hat"), (10,), shares, 16, generator(0))
+    having = hat[drawn].sum(1)
+    assert has_property(16).tolist() == [True, False] * 8
+    assert sorted(having[0::2].tolist()) == [4, 4, 6, 6, 8, 8, 10, 10]
+    assert having[1::2].tolist() == [0] * 8
+    assert all(len(set(row)) == 10 for row in drawn.tolist())
+
+
+def test_one_client_of_several_has_the_property_and_the_others_add_batches_without() -> None:
+    samples = people(200, 0)
+    hat, counts = samples.properties["hat"], (6, 4, 10)
+    drawn = draw_batches(pool_of(samples, "hat"), counts, (0.5,), 60, generator(0))
+    by_client = torch.stack([hat[part].sum(1) for part in torch.split(drawn, list(counts), 1)], 1)
+    assert not by_client[1::2].any()
+    assert ((by_client[0::2] > 0).sum(1) == 1).all()
+    assert by_client[0::2].amax(0).tolist() == [3, 2, 5]  # each of them in turn, half its batch
+    assert with_property(1, 0.4) == 1
+
+
+@pytest.mark.parametrize("training", [FedSGD, FedAvg], ids=["fedsgd", "fedavg"])
+def test_a_simulated_update_is_what_the_client_would_send(training: LocalTraining) -> None:
+    """Of an aggregate of two clients, after as many local steps as they take."""
+    model, samples = create("models", MODEL).build(TASK, seed=0), people(40, 3)
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    counts, drawn = (8, 6), torch.arange(28).view(2, 14)
+    pool, layers = pool_of(samples, "hat"), ("dense1", "classifier")
+    simulated = Clients(
+        skeleton(model, training), training, counts, TASK, samples, pool, (1.0,), layers, CPU
+    )
+    sent = GlobalModel(1, 1, "", state, {})
+    found = simulated_features(simulated.sent(sent), TASK, samples, drawn, layers)
+
+    def update(chosen: Tensor) -> dict[str, Tensor]:
+        model.load_state_dict(state)
+        order = replace_order(training)
+        after = local_train(
+            model, TASK, taken(samples, chosen), order, generator=generator(0)
+        ).state
+        return {n: (state[n] - after[n]) / training.lr for n in state}
+
+    for row, chosen in enumerate(drawn):
+        first, second = (update(part) for part in torch.split(chosen, list(counts)))
+        mean = {n: (8 * first[n] + 6 * second[n]) / 14 for n in first}
+        expected = features({n: t[None] for n, t in mean.items()}, layers)
+        for layer in layers:
+            assert torch.allclose(found[layer][row], expected[layer][0], rtol=1e-3, atol=1e-5)
+
+
+def replace_order(training: LocalTraining) -> LocalTraining:
+    """As the simulation has it: one batch of all samples, or batches in order."""
+    size = {"batch_size": 100} if training.algorithm == "fedsgd" else {}
+    return training.model_copy(update={"order": "sequential", **size})
+
+
+def test_the_window_ends_with_the_exchange_and_looks_back_only(
+    audited: tuple[Path, ThreatModel],
+) -> None:
+    observation = observed(audited)[9]
+    exchange = observation.exchanges[0]
+
+    def rounds(first: int, most: int, seen: Observation = observation) -> list[int]:
+        return [model.round for model in window_of(seen, exchange, first, most)]
+
+    assert exchange.round == 10
+    assert len(observation.history) == 24
+    assert rounds(1, 4) == [7, 8, 9, 10]
+    assert rounds(9, 4) == [9, 10]
+    assert rounds(1, 100) == list(range(1, 11))
+    assert rounds(1, 4, replace(observation, history=())) == [10]
+
+
+# What is found
+
+
+def area(results: Sequence[PropertyScores], layer: str = "") -> tuple[float, float, float]:
+    """AUC with its interval; the property is there in every third round."""
+    values = [float(s) for r in results for s in (r.by_layer[layer] if layer else r.scores)]
+    found = auc_interval(values, [number % 3 == 0 for number in range(1, len(values) + 1)])
+    return found.low, found.mean, found.high
+
+
+def test_a_property_is_found_and_its_permuted_twin_is_not(
+    audited: tuple[Path, ThreatModel],
+) -> None:
+    targets, attack = observed(audited), quick(layers="each")
+    found, null = scores(attack, targets), scores(attack.null(), targets)
+    assert {r.property for r in found} == {"hat"}
+    for layer in ("", "dense1"):
+        assert area(found, layer)[0] > 0.6
+        low, _, high = area(null, layer)
+        assert low < 0.5 < high
+
+
+def test_a_property_is_found_in_updates_of_several_local_steps(tmp_path: Path) -> None:
+    targets = observed((tmp_path, record(tmp_path, rounds=15, training=FedAvg)))
+    assert area(scores(quick(), targets))[1] > 0.9
+
+
+@pytest.mark.parametrize("own", ["", "2"], ids=["server", "client"])
+def test_a_property_is_found_in_an_aggregate(tmp_path: Path, own: str) -> None:
+    """Of three clients; an adversary that is one of them sees the mean of the other two."""
+    granted = record(tmp_path, rounds=24, clients=3)
+    targets = observed((tmp_path, granted), unit="aggregate", own_node=own)
+    assert {o.exchanges[0].members for o in targets} == {(BATCH,) * (2 if own else 3)}
+    assert area(scores(quick(batches=64, shares=(1.0,)), targets))[0] > 0.5
+
+
+def test_the_aggregate_of_the_others_is_the_whole_less_the_adversarys_part(tmp_path: Path) -> None:
+    granted = record(tmp_path, rounds=1, clients=3)
+    (every,) = observed((tmp_path, granted), unit="aggregate")
+    (others,) = observed((tmp_path, granted), unit="aggregate", own_node="1")
+    assert others.own_update is not None
+    for name, seen in others.exchanges[0].update.items():
+        total = 3 * BATCH * every.exchanges[0].update[name] - BATCH * others.own_update[name]
+        assert torch.allclose(seen, total / (2 * BATCH), atol=1e-9)
+
+
+def test_a_score_depends_on_no_other_exchange(audited: tuple[Path, ThreatModel]) -> None:
+    """Alone, in any order, or linked: the same bits; and the same rounds judged later."""
+    targets, attack = observed(audited)[:9], quick(layers="classifier", together=6)
+    every = [(float(r.scores), float(r.by_layer["classifier"])) for r in scores(attack, targets)]
+    back = [
+        (float(r.scores), float(r.by_layer["classifier"])) for r in scores(attack, targets[::-1])
+    ]
+    assert back[::-1] == every
+    for i in (0, 4, 8):
+        (alone,) = scores(attack, [targets[i]])
+        assert (float(alone.scores), float(alone.by_layer["classifier"])) == every[i]
+    (linked,) = scores(attack, observed(audited, unit="client"))
+    assert linked.scores[:9].tolist() == [one for one, _ in every]
+    assert len(set(every)) == 9
+    other_seed = scores(attack, targets[:1], seed=1)
+    assert float(other_seed[0].scores) != every[0][0]
+
+
+def test_what_is_withheld_is_not_looked_at(audited: tuple[Path, ThreatModel]) -> None:
+    attack, hidden = quick(layers="each"), {"withheld": ("dense1",)}
+    (seen,) = scores(attack, observed(audited, **hidden)[:1])
+    assert list(seen.by_layer) == ["classifier"]
+    assert float(seen.scores) == pytest.approx(float(seen.by_layer["classifier"]), abs=0.2)
+    with pytest.raises(PropertyError, match="expected a threat model that leaves one"):
+        attack.check(observed(audited, withheld=("dense1", "classifier")))
+
+
+@pytest.mark.parametrize("family", ["forest", "logistic", "mlp"])
+def test_it_keeps_the_contract(family: Family) -> None:
+    check_adversary(PropertyInference(classifier=family, batches=12, layers="each"))
+
+
+# What is refused, before any work
+
+
+def changed(**properties: Tensor) -> Callable[[Samples], Samples]:
+    return lambda samples: replace(samples, properties=properties)
+
+
+ODD = torch.arange(200) % 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "said"),
+    [
+        ("property='hut'", None, "no property 'hut'.*expected one of hat, shoes"),
+        ("", None, "expected property='...', one of hat, shoes"),
+        ("property='shoes'", None, "0 have 'shoes' and 200 have not"),
+        ("", changed(), "holds no property"),
+        ("", changed(rare=(torch.arange(200) < 7).long()), "7 auxiliary samples have 'rare'.*8 "),
+        ("", changed(odd=torch.where(torch.arange(200) < 193, 1, 0)), "7 auxiliary samples lack"),
+        ("", changed(odd=-torch.ones(200).long()), "0 have 'odd' and 0 have not"),
+        ("batch_size=120", changed(odd=ODD), "expected more auxiliary data, or batch_size=100"),
+        ("layers='dense1,dense9'", changed(odd=ODD), "no layer 'dense9'.*of dense1, classifier"),
+        ("warm_up=24", changed(odd=ODD), "last recorded round is 24.*expected 25 rounds or more"),
+    ],
+)
+def test_what_cannot_be_inferred_is_refused_before_any_work(
+    audited: tuple[Path, ThreatModel],
+    tmp_path: Path,
+    settings: str,
+    change: Callable[[Samples], Samples] | None,
+    said: str,
+) -> None:
+    run, granted = audited
+    if change is not None:
+        granted = ThreatModel(auxiliary=saved(tmp_path / "aux.npz", change(people(200, 2))))
+    before = set(run.iterdir())
+    plan = Plan(adversary=f"property_inference({settings})", threat_model=granted)
+    with pytest.raises(PropertyError, match=said):
+        prepare(run, plan)
+    assert set(run.iterdir()) == before
+    targets = granted.observe(Recording(run / "recording"))[:2]
+    failed = create("adversaries", plan.adversary).attack(targets, seed=0, device=CPU)
+    assert all(isinstance(result, Failure) and result.reason for result in failed)
+
+
+def test_rounds_of_the_warm_up_are_neither_scored_nor_learned_from(
+    audited: tuple[Path, ThreatModel],
+) -> None:
+    (linked,) = scores(quick(warm_up=21), observed(audited, unit="client"))
+    assert linked.scores.isnan().tolist() == [True] * 21 + [False] * 3
+    assert linked.outcome.status == "partial"
+    (last,) = scores(quick(window=3), observed(audited)[-1:])
+    assert float(last.scores) == float(linked.scores[-1])  # both learn from the last three
+
+
+# What a user sees
+
+
+def test_the_command_line_gives_scores_results_and_a_page(
+    tmp_path: Path,
+) -> None:
+    granted = record(tmp_path, rounds=9)
+    spec = f"property_inference(property='hat', layers='dense1', {QUICK})"
+    plan = Plan(adversary=spec, threat_model=granted)
+    results = attack_command.attack(tmp_path, plan)
+    console = Console(width=80, record=True, file=Path(tmp_path / "shown").open("w"))  # noqa: SIM115
+    console.print(attack_command.scores(results))
+    shown = console.export_text()
+    assert "whole update" in shown and "dense1" in shown and "property permuted" in shown
+    assert "3 batches with the property, 6 without" in shown
+    assert attack_command.no_scores(results[0]) == ""
+    values, has = scored(results[0].rows(), "auc")
+    assert len(values) == 9 and sum(map(bool, has)) == 3
+    again = prepare(tmp_path, plan).observations
+    key = {o.exchanges[0].round: o.key for o in again}
+    assert {row["round"] for row in results[0].rows() if row["has_property"] == "1"} == {3, 6, 9}
+    assert set(key.values()) == {row["key"] for row in results[0].rows()}
+    page = write_report(tmp_path).read_text()
+    assert "AUC" in page and "layer &#39;dense1&#39;" in page and "permuted=True" in page
+
+
+def test_without_truth_there_are_scores_but_no_auc(tmp_path: Path) -> None:
+    granted = record(tmp_path, rounds=3)
+    for path in sorted((tmp_path / "truth").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (tmp_path / "truth").rmdir()
+    plan = Plan(adversary=f"property_inference(property='hat', {QUICK})", threat_model=granted)
+    results = attack_command.attack(tmp_path, plan)
+    assert "needs an audit" in attack_command.no_scores(results[0])
+    assert all(row["auc"] and row["has_property"] == "" for row in results[0].rows())
+    attack_command.scores(results)
+    write_report(tmp_path)
