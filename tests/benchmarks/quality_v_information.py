@@ -1,8 +1,9 @@
 """What each layer's gradient tells of a property of real faces, before and after training.
 
 Prints for an untrained network and one trained for ``--steps`` batches of 32 on the clients'
-people: V-information of each layer on the auxiliary people, what is left of it with permuted
-labels, the ceiling, and the in-sample value of eq. (1), in nats::
+people, measured on the auxiliary people: V-information of each layer in nats, what is left of it
+when the property is shuffled, the ceiling, and the in-sample value of eq. (1); then the distance
+between subspaces of gradients, beside its nulls. Four minutes on one core::
 
     python tests/benchmarks/quality_v_information.py CELEBA.npz --task Male --property Smiling
 """
@@ -18,11 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adversaries.layerwise.subspace import SubspaceDistance
 from adversaries.layerwise.v_information import VInformation
 from fl_privacy import component
 from fl_privacy.seeding import generator
 from fl_privacy.types import Exchange, LayerScores, LocalTraining, Observation, Samples, Task
 
+CPU = torch.device("cpu")
 TRAINING = LocalTraining(lr=0.01, batch_size=32)
 
 
@@ -52,7 +55,7 @@ def sent(model: nn.Module, task: Task) -> Observation:
 
 def shown(found: LayerScores) -> None:
     """A row a layer."""
-    print("layer  ", "  ".join(("v_information", *found.columns)))
+    print(f"n {found.n};", "  ".join((found.metric, *found.columns)))
     for i, layer in enumerate(found.layers):
         cells = [float(found.values[i]), *(float(c[i]) for c in found.columns.values())]
         print(f"{layer:8}", "  ".join(f"{cell:8.3f}" for cell in cells))
@@ -80,8 +83,9 @@ def main() -> None:
         "held_out": "auxiliary",
     }
     source = component.create("datasets", given.dataset, settings)
-    metric = VInformation(
-        family=given.family, batches=given.batches, permutations=given.permutations
+    metrics = (
+        VInformation(family=given.family, batches=given.batches, permutations=given.permutations),
+        SubspaceDistance(),
     )
     task, auxiliary, own = source.task(), source.load("test"), source.load("train")
     has = auxiliary.properties[given.property]
@@ -90,9 +94,9 @@ def main() -> None:
     for steps in (0, given.steps):
         start = time.process_time()
         loss = trained(model, task, own, steps)
-        found = metric.measure([sent(model, task)], auxiliary, seed=0, device=torch.device("cpu"))
-        print(f"\n{given.model} after {steps} steps, loss {loss:.3f}, n {found.n}")
-        shown(found)
+        print(f"\n{given.model} after {steps} steps, loss {loss:.3f}")
+        for metric in metrics:
+            shown(metric.measure([sent(model, task)], auxiliary, seed=0, device=CPU))
         print(f"{time.process_time() - start:.0f} s of CPU")
 
 
