@@ -63,23 +63,22 @@ def auc_interval(scores: Sequence[float], has: Sequence[bool | None]) -> Interva
 
     Wilson's interval for as many trials as would vary as much: the variance is that of DeLong
     et al., which is too small near 1, and so is never taken for less than that of two
-    exponential distributions (`exponential_variance`); Student's t stands for the normal. An
-    AUC of 1 (or 0) counts as all right (wrong) in as many trials as there are batches of the
-    rarer kind. NaN without a batch of each kind, no interval with one of a kind.
+    exponential distributions (`exponential_variance`); Student's t stands for the normal. NaN
+    without a batch of each kind, no interval with one of a kind.
     """
     (values,), truth = known((scores,), has)
     m, n = int((truth == 1).sum()), int((truth == 0).sum())
     if not m or not n:
         return Interval(math.nan, math.nan, math.nan, 0)
     above, below = placements(values, truth)
-    area, fewest = float(above.mean()), min(m, n)
-    if fewest < 2:
+    area = float(above.mean())
+    if min(m, n) < 2:
         return Interval(area, math.nan, math.nan, m + n)
-    spread, amount = area * (1 - area), float(fewest)
-    if spread:
-        variance = max(delong_variance(above, below), exponential_variance(area, m, n))
-        amount = spread / variance * (NormalDist().inv_cdf((1 + LEVEL) / 2) / quantile(fewest)) ** 2
-    return Interval(area, *score_bounds(area, amount), m + n)
+    share = exponential_variance(area, m, n)
+    if 0 < area < 1:
+        share = max(share, delong_variance(above, below) / (area * (1 - area)))
+    squeeze = NormalDist().inv_cdf((1 + LEVEL) / 2) / quantile(min(m, n))
+    return Interval(area, *score_bounds(area, squeeze**2 / share), m + n)
 
 
 def delong_variance(above: Numbers, below: Numbers) -> float:
@@ -88,18 +87,14 @@ def delong_variance(above: Numbers, below: Numbers) -> float:
 
 
 def exponential_variance(area: float, m: int, n: int) -> float:
-    """Squared standard error of an AUC of exponential distributions, ``m`` and ``n`` scores.
+    """Squared standard error of an AUC of exponential distributions, as a share of a trial's.
 
-    Hanley and McNeil, *Radiology* 143, 1982, with the numbers of Newcombe's method 5,
-    *Statistics in Medicine* 25, 2006.
+    A trial's is ``area (1 - area)``; ``m`` and ``n`` scores of each kind. Hanley and McNeil,
+    *Radiology* 143, 1982, with the numbers of Newcombe's method 5, *Statistics in Medicine* 25,
+    2006.
     """
     most = (m + n) / 2 - 1
-    return (
-        area
-        * (1 - area)
-        * (1 + most * (1 - area) / (2 - area) + most * area / (1 + area))
-        / (m * n)
-    )
+    return (1 + most * ((1 - area) / (2 - area) + area / (1 + area))) / (m * n)
 
 
 def quantile(fewest: int) -> float:

@@ -253,10 +253,10 @@ def test_a_property_is_found_in_updates_of_several_local_steps(tmp_path: Path) -
 @pytest.mark.parametrize("own", ["", "2"], ids=["server", "client"])
 def test_a_property_is_found_in_an_aggregate(tmp_path: Path, own: str) -> None:
     """Of three clients; an adversary that is one of them sees the mean of the other two."""
-    granted = record(tmp_path, rounds=24, clients=3)
+    granted = record(tmp_path, rounds=30, clients=3)
     targets = observed((tmp_path, granted), unit="aggregate", own_node=own)
     assert {o.exchanges[0].members for o in targets} == {(BATCH,) * (2 if own else 3)}
-    assert area(scores(quick(batches=64, shares=(1.0,)), targets))[0] > 0.5
+    assert area(scores(quick(batches=96, shares=(1.0,)), targets))[0] > 0.5
 
 
 def test_the_aggregate_of_the_others_is_the_whole_less_the_adversarys_part(tmp_path: Path) -> None:
