@@ -50,14 +50,14 @@ def test_a_linear_model_has_its_closed_form() -> None:
     sent = replace(first.exchanges[0], parameters={"weight": linear.weight.detach()}, buffers={})
     observation = replace(first, exchanges=(sent,), model=lambda: linear, task=task)
     samples = replace(SAMPLES, inputs=SAMPLES.inputs.flatten(1)[:, :5], labels=SAMPLES.labels % 3)
-    metric = FisherLeakage(sigma=0.2, batch_size=4, probes=2000)
+    metric = FisherLeakage(sigma=0.2, batch_size=4, probes=600)
     found = metric.measure([observation], samples, seed=0, device=CPU)
     squares = squared_jacobian(
         linear.weight.detach(), task.normalize(samples.inputs.double()), samples.labels, 0.3
     )
     wanted = squares.mean() / (0.2**2 * 5 * 4**2)
     error = float(found.columns["standard error over probes"])
-    assert error < 0.02 * wanted
+    assert error < 0.03 * wanted
     assert abs(float(found.values) - wanted) < 4 * error
     assert float(found.columns["mean squared error at least, unbiased"] * found.values) == (
         pytest.approx(1)
@@ -87,10 +87,10 @@ def test_layers_add_up_to_the_whole_update() -> None:
     jacobian = torch.autograd.functional.jacobian(gradient, SAMPLES.inputs[:1].double())  # type: ignore[no-untyped-call]
     wanted = jacobian.square().sum() / (0.1**2 * 36)
     one = replace(SAMPLES, inputs=SAMPLES.inputs[:1], labels=label)
-    metric = FisherLeakage(sigma=0.1, probes=2000)
+    metric = FisherLeakage(sigma=0.1, probes=600)
     found = metric.measure(toy_observations(1)[0], one, seed=0, device=CPU)
     error = found.columns["standard error over probes"].square().sum().sqrt()
-    assert error < 0.02 * wanted
+    assert error < 0.03 * wanted
     assert abs(found.values.sum() - wanted) < 4 * error
 
 

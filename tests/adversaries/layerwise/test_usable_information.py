@@ -49,7 +49,7 @@ def gaussian_information(apart: float) -> tuple[float, float]:
 
 @pytest.mark.parametrize("apart", [1.0, 3.0])
 def test_a_gaussian_has_its_analytic_information(apart: float) -> None:
-    n = 3000
+    n = 2000
     labels, groups = balanced(n, 5)
     features = np.random.default_rng(0).normal(size=(n, 1)) + apart * (labels[:, None] - 0.5)
     found = usable_information(features, labels, groups, FAMILIES["logistic"], seed=0)
