@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, RecordDict
 from torch import Generator, Tensor, nn
 
 from clients.property_schedule import HAS, LACKS, of_kind, property_of
-from clients.training import OnStep, TrainResult, local_train, take
+from clients.training import OnStep, TrainResult, local_train
 from fl_privacy.component import ComponentError
 from fl_privacy.defenses import per_sample_loss
 from fl_privacy.hooks import hooked
@@ -83,7 +83,7 @@ def train_actively(
 
     def with_class_labels(step: int, batch: Samples, indices: Tensor) -> None:
         if on_step is not None:
-            on_step(step, take(samples, indices), indices)
+            on_step(step, samples.take(indices), indices)
 
     result = local_train(
         two,

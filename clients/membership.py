@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from clients.defending import defend_update, step_of
 from clients.defenses.per_sample_clipping import per_sample_gradients
-from clients.training import descend, draw_batches, private_dropout, set_mode, take
+from clients.training import descend, draw_batches, private_dropout, set_mode
 from fl_privacy.protocols import GradientDefense, UpdateDefense
 from fl_privacy.seeding import generator
 from fl_privacy.types import LocalTraining, Samples, Task
@@ -72,7 +72,7 @@ class MembershipTest:
         rate = min(1.0, self.training.batch_size / len(self.samples))
         entries = len(self.samples) * sum(p.numel() for p in self.model.parameters())
         alone = rate == 1.0 or entries > LARGEST
-        used = take(self.samples, torch.tensor([CANARY])) if alone else self.samples
+        used = self.samples.take(torch.tensor([CANARY])) if alone else self.samples
         step = step_of(self.model, self.task, used, expected_batch_size=1)
         with private_dropout(generator(self.seed, "membership", "direction"), CPU):
             gradients = per_sample_gradients(step)
@@ -112,7 +112,7 @@ class MembershipTest:
             step_of(
                 self.model,
                 self.task,
-                take(data, indices),
+                data.take(indices),
                 expected_batch_size=nominal if poisson else len(indices),
             )
             for indices in kept
@@ -131,11 +131,8 @@ class MembershipTest:
 
     @cached_property
     def _replaced(self) -> Samples:
-        rest = take(self.samples, torch.arange(1, len(self.samples)))
-        return Samples(
-            torch.cat([self.stand_in.inputs, rest.inputs]),
-            torch.cat([self.stand_in.labels, rest.labels]),
-        )
+        rest = self.samples.take(torch.arange(1, len(self.samples)))
+        return Samples.joined([self.stand_in, rest])
 
 
 def discriminant(canary: Tensor, others: Tensor, *, rate: float, noise: float) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from clients.training import take
 from fl_privacy.component import ComponentError, meant
 from fl_privacy.settings import RunSettings
 from fl_privacy.types import Samples
@@ -48,7 +47,7 @@ def scheduled(
         chosen = victim_positions(samples, settings, round=round, generator=generator)
     else:
         chosen = of_kind(samples, settings.client_property, LACKS, least=settings.batch_size)
-    return own[chosen], take(samples, chosen)
+    return own[chosen], samples.take(chosen)
 
 
 def victim_positions(

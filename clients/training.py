@@ -70,7 +70,7 @@ def local_train(
     set_mode(model.to(device), training)
 
     def step_on(number: int, indices: Tensor) -> Step:
-        batch = take(samples, indices)
+        batch = samples.take(indices)
         if on_step is not None:
             on_step(number, batch, indices)
         nominal = training.batch_size if sampling == "poisson" else len(indices)
@@ -168,15 +168,6 @@ def private_dropout(generator: Generator, device: torch.device) -> Iterator[None
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-def take(samples: Samples, indices: Tensor) -> Samples:
-    """The chosen samples, properties included."""
-    return Samples(
-        samples.inputs[indices],
-        samples.labels[indices],
-        {name: values[indices] for name, values in samples.properties.items()},
-    )
 
 
 def set_mode(model: nn.Module, training: LocalTraining) -> None:

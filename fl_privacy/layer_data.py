@@ -8,7 +8,6 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
 
 from fl_privacy.component import meant
 from fl_privacy.datasets.arrays import DatasetError
@@ -92,7 +91,7 @@ def samples_of_file(path: Path) -> Samples:
     source = NPZ(
         path=str(path), x="inputs", y="labels", properties=_properties(path), test_fraction=0.5
     )
-    every = joined([source.load("train"), source.load("test")])
+    every = Samples.joined([source.load("train"), source.load("test")])
     properties = dict(every.properties)
     return replace(every, people=properties.pop(PEOPLE, None), properties=properties)
 
@@ -126,15 +125,6 @@ def audit_data(observations: Sequence[Observation], vault: TruthVault) -> LayerD
     members: Iterable[Exchange] = (m for o in observations for m in members_of(o.exchanges))
     samples = vault.samples(list(members))
     return data_of(samples, "audit", "the clients’ own samples (audit)")
-
-
-def joined(parts: Sequence[Samples]) -> Samples:
-    """Samples of several parts, which have the same properties."""
-    return Samples(
-        torch.cat([part.inputs for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        {n: torch.cat([part.properties[n] for part in parts]) for n in parts[0].properties},
-    )
 
 
 def check_has_properties(data: LayerData, metric: str) -> None:

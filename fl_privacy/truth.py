@@ -74,6 +74,7 @@ class TruthVault:
             "labels": samples.labels.long(),
             "indices": indices.long(),
             **properties,
+            **({} if samples.people is None else {"people": samples.people.long()}),
         }
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         data = safetensors.torch.save(plain, {"properties": json.dumps(list(samples.properties))})
@@ -108,10 +109,11 @@ class TruthVault:
         parts: list[Samples] = []
         for exchange in exchanges:
             for samples, indices in self._steps(exchange):
-                parts.append(_take(samples, list(_fresh(indices, seen))))
+                fresh = torch.tensor(list(_fresh(indices, seen)), dtype=torch.int64)
+                parts.append(samples.take(fresh))
         if not parts:
             raise TruthError("expected at least one exchange, got none")
-        return _join(parts)
+        return Samples.joined(parts)
 
     def defense(self, exchange: Exchange) -> str | None:
         """The component spec of the client's defense; empty for none, None if it did not say."""
@@ -173,7 +175,10 @@ def _read(path: Path) -> tuple[Samples, list[int]]:
         with safetensors.safe_open(path, framework="pt") as file:
             names = json.loads(file.metadata()["properties"])
             properties = {n: file.get_tensor(f"property{i}") for i, n in enumerate(names)}
-            samples = Samples(file.get_tensor("inputs"), file.get_tensor("labels"), properties)
+            people = file.get_tensor("people") if "people" in file.keys() else None  # noqa: SIM118
+            samples = Samples(
+                file.get_tensor("inputs"), file.get_tensor("labels"), properties, people
+            )
             return samples, file.get_tensor("indices").tolist()
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise TruthError(f"{path}: damaged ({error}); repeat the audit") from error
@@ -185,17 +190,3 @@ def _fresh(indices: Sequence[int], seen: set[int]) -> Iterator[int]:
         if index not in seen:
             seen.add(index)
             yield position
-
-
-def _take(samples: Samples, positions: list[int]) -> Samples:
-    properties = {name: values[positions] for name, values in samples.properties.items()}
-    return Samples(samples.inputs[positions], samples.labels[positions], properties)
-
-
-def _join(parts: Sequence[Samples]) -> Samples:
-    names = parts[0].properties
-    return Samples(
-        torch.cat([part.inputs for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        {name: torch.cat([part.properties[name] for part in parts]) for name in names},
-    )

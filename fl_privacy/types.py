@@ -8,7 +8,7 @@ network sees ``Task.normalize(inputs)``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -158,6 +158,29 @@ class Samples:
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
+
+    def take(self, indices: Tensor) -> Samples:
+        """The chosen samples, with all that is known of them; ``indices`` may be a mask."""
+        return Samples(
+            self.inputs[indices],
+            self.labels[indices],
+            {name: values[indices] for name, values in self.properties.items()},
+            None if self.people is None else self.people[indices],
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[Samples]) -> Samples:
+        """One after the other; ``parts``, at least one, have the same properties.
+
+        People are known where they are in every part, and have the same number in each.
+        """
+        people = [part.people for part in parts if part.people is not None]
+        return Samples(
+            torch.cat([part.inputs for part in parts]),
+            torch.cat([part.labels for part in parts]),
+            {n: torch.cat([part.properties[n] for part in parts]) for n in parts[0].properties},
+            torch.cat(people) if len(people) == len(parts) else None,
+        )
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,9 @@ def batch(indices: list[int]) -> Samples:
     """Samples whose pixels and labels spell their index."""
     index = torch.tensor(indices)
     inputs = index.float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2) / 100
-    return Samples(inputs, index % 10, {"age": index * 2, "odd/../name": index % 2 == 1})
+    return Samples(
+        inputs, index % 10, {"age": index * 2, "odd/../name": index % 2 == 1}, index // 2
+    )
 
 
 def write(vault: TruthVault, indices: list[int], round: int = 1, step: int = 0) -> None:
@@ -57,6 +59,7 @@ def test_steps_come_back_in_order_bit_for_bit(tmp_path: Path) -> None:
     assert steps[1].inputs.dtype == torch.float32
     assert list(steps[1].properties) == list(expected.properties)
     assert all(torch.equal(steps[1].properties[k], v) for k, v in expected.properties.items())
+    assert steps[1].people is not None and steps[1].people.tolist() == [1, 26]
 
 
 def test_each_sample_counts_once_in_order_of_first_use(tmp_path: Path) -> None:
@@ -66,6 +69,7 @@ def test_each_sample_counts_once_in_order_of_first_use(tmp_path: Path) -> None:
     write(vault, [9, 1, 5], round=2)
     found = vault.samples([exchange(1), exchange(2)])
     assert (found.properties["age"] / 2).tolist() == [5, 3, 9, 1]
+    assert found.people is not None and found.people.tolist() == [2, 1, 4, 0]
     assert found.inputs.shape == (4, 1, 2, 2)
     assert found.labels.tolist() == [5, 3, 9, 1]
 
