@@ -107,7 +107,7 @@ def auc_difference(
 ) -> Interval:
     """The AUC of ``scores`` minus that of ``others`` on the same batches, with 95 % interval.
 
-    Student's t with DeLong's variance of the difference; NaN as in `auc_interval`.
+    Student's t with DeLong's variance of the difference, within [-1, 1]; NaN as in `auc_interval`.
     """
     (first, second), truth = known((scores, others), has)
     m, n = int((truth == 1).sum()), int((truth == 0).sum())
@@ -121,7 +121,7 @@ def auc_difference(
     if min(m, n) < 2:
         return Interval(gain, math.nan, math.nan, m + n)
     half = quantile(min(m, n)) * math.sqrt(delong_variance(above, below))
-    return Interval(gain, gain - half, gain + half, m + n)
+    return Interval(gain, max(-1.0, gain - half), min(1.0, gain + half), m + n)
 
 
 def known(

@@ -43,6 +43,11 @@ class Analysis:
         return self.config.settings.get("permuted") is True
 
     @property
+    def infers_property(self) -> bool:
+        """Whether its results are scores of a property, so that there are no pictures."""
+        return any(metric.set_level for metric in self.config.metrics)
+
+    @property
     def told(self) -> str:
         """The defense that it was told of; empty when it was not."""
         return "" if self.is_baseline else str(self.config.threat_model.get("defense") or "")

@@ -102,6 +102,7 @@ def context(run: Run, pictures: int) -> dict[str, Any]:
         "oracles": sorted({oracle for a in found for oracle in a.config.oracle}),
         "galleries": [gallery(run, defense, pictures) for defense in defenses(found)],
         "pictures": pictures,
+        "inferred": any(a.infers_property for a in found),
         "spread": spreads(found),
         "tables": [table(found, defense) for defense in defenses(found)],
         "knowledge": [(a, words.knowledge(a, run)) for a in found],
@@ -137,7 +138,8 @@ def gallery(run: Run, defense: str | None, pictures: int) -> dict[str, Any]:
     """The pictures of one defense group."""
     names = run.manifest.task.class_names if run.manifest.task else ()
     truth_of = run.truth_of or (lambda row: None)
-    shown = strips(run.analyses, defense, truth_of, names, pictures)
+    pictured = [a for a in run.analyses if not a.infers_property]
+    shown = strips(pictured, defense, truth_of, names, pictures)
     widest = max((len(strip.pictures) for strip in shown), default=1)
     return {
         "title": words.group_title(defense),
