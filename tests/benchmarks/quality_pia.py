@@ -9,7 +9,7 @@ before the run: a property that nobody can see, leaked and attacked as any other
 3 minutes a repeat with ``--classifier logistic``, 8 with the forest::
 
     python tests/benchmarks/quality_pia.py CELEBA.npz --task Male --property Smiling
-    python tests/benchmarks/quality_pia.py LFW.npz --dataset lfw --task gender --property Smiling
+    python tests/benchmarks/quality_pia.py LFW.npz --dataset lfw --task Male --property Smiling
 """
 
 from __future__ import annotations
