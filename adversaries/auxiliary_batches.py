@@ -30,12 +30,6 @@ class Pool:
     positives: Tensor
     negatives: Tensor
 
-    def permuted(self, generator: Generator) -> Pool:
-        """As many of each, whatever they really have."""
-        every = torch.cat([self.positives, self.negatives])
-        shuffled = every[torch.randperm(len(every), generator=generator)]
-        return Pool(self.property, *torch.tensor_split(shuffled, (len(self.positives),)))
-
 
 def pool_of(auxiliary: Samples, name: str) -> Pool:
     """The samples that have a property (1) and that have not (0); an empty name is the only one.

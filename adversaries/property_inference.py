@@ -40,7 +40,7 @@ from adversaries.tokens import refuse_tokens
 from fl_privacy.component import Component
 from fl_privacy.protocols import Progress, silent
 from fl_privacy.recording import RecordingError
-from fl_privacy.seeding import derive_seed
+from fl_privacy.seeding import derive_seed, generator
 from fl_privacy.types import (
     Exchange,
     Failure,
@@ -98,13 +98,18 @@ class PropertyInference(Component):
         int, Field(ge=2, multiple_of=2, description="batches simulated at once; bounds the memory")
     ] = 8
     permuted: Annotated[
-        bool, Field(description="shuffle the property in the auxiliary data: the null")
+        bool,
+        Field(description="shuffle which batches have the property, for each classifier: the null"),
     ] = False
 
     requires: ClassVar[frozenset[str]] = frozenset({"auxiliary", "local_training"})
 
     def null(self) -> PropertyInference:
-        """The same adversary, whose auxiliary data says nothing of the property."""
+        """The same adversary, whose auxiliary batches say nothing of the property.
+
+        They are shuffled anew for each classifier: what a single shuffle teaches by chance would
+        go on from round to round, and the AUC vary more than its interval says.
+        """
         return self.model_copy(update={"permuted": True})
 
     def scored_by(self, observation: Observation) -> tuple[str, ...]:
@@ -168,7 +173,7 @@ class PropertyInference(Component):
     ) -> Iterator[PropertyScores | Failure]:
         """Score every exchange of each target; those of one round and size share classifiers."""
         answers: list[Answers] = [{} for _ in observations]
-        memory = Memory(seed, self.together, self.permuted, most=2 * self.window)
+        memory = Memory(seed, self.together, most=2 * self.window)
         following = 0
         for places in judged_together(observations, answers, self.too_early):
             for (i, j), answer in self.judged(observations, places, memory, device):
@@ -247,6 +252,9 @@ class PropertyInference(Component):
         window = window_of(observation, exchange, self.warm_up + 1, self.window)
         found, has = training_rows([memory.at(m, clients) for m in window], self.batches)
         where: tuple[int | str, ...] = (window[-1].digest, *clients.counts)
+        if self.permuted:
+            shuffle = generator(memory.seed, *where, "permuted property")
+            has = has[torch.randperm(len(has), generator=shuffle)]
         fitted = {
             name: classifier(self.classifier, derive_seed(memory.seed, *where, name)).fit(
                 rows_of(found, clients.layers, name).numpy(), has.numpy()

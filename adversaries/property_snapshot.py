@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor, nn
@@ -104,14 +104,10 @@ class Simulated:
 
 @dataclass
 class Memory:
-    """What was simulated at the global models that were asked for last, ``most`` of them.
-
-    With ``permuted`` the property is shuffled, anew for each global model.
-    """
+    """What was simulated at the global models that were asked for last, ``most`` of them."""
 
     seed: int
     together: int
-    permuted: bool
     most: int
     kept: OrderedDict[object, Simulated] = field(default_factory=OrderedDict)
 
@@ -120,9 +116,6 @@ class Memory:
         where: tuple[int | str, ...] = (model.digest, *clients.counts)
         key = (*where, clients.layers, id(clients.samples))
         if key not in self.kept:
-            if self.permuted:
-                shuffle = generator(self.seed, *where, "permuted property")
-                clients = replace(clients, pool=clients.pool.permuted(shuffle))
             draws = generator(self.seed, *where, "auxiliary batches")
             self.kept[key] = Simulated(clients, model, draws, self.together)
         self.kept.move_to_end(key)
