@@ -22,7 +22,7 @@ from fl_privacy.custom_model import custom_model
 from fl_privacy.plan import AnalysisError, Plan
 from fl_privacy.printable import printable
 from fl_privacy.property_rows import scored
-from fl_privacy.property_table import property_table, set_metrics
+from fl_privacy.property_table import property_table
 from fl_privacy.report import words
 from fl_privacy.report.scores import Analysis, Score, analyses, defenses, score
 from fl_privacy.results import ResultSet
@@ -51,7 +51,7 @@ def attack(
 def scores(results: Sequence[ResultSet]) -> Group:
     """A table for each defense group: a row an adversary, mean and 95 % interval a metric."""
     columns = [analyses([result])[0] for result in results]
-    if set_metrics(columns[0]):
+    if columns[0].infers_property:
         attack, null = columns
         return Group(*(property_table(attack, null, group) for group in defenses(columns)))
     named = [(words.plain(column.config.adversary), column) for column in columns]
@@ -94,8 +94,9 @@ def cell(line: Score) -> str:
 def no_scores(result: ResultSet) -> str:
     """Why nothing was scored; empty when something was."""
     rows = [row for row in result.rows() if row["status"] != "failed"]
-    sets = [metric.name for metric in result.config.metrics if metric.set_level]
-    if rows and sets and {True, False} - set(scored(rows, sets[0])[1]):
+    whole = next((m.name for m in result.config.metrics if m.set_level), "")
+    truth = scored(rows, whole)[1]
+    if truth and {True, False} - set(truth):
         return (
             "No AUC: expected batches that are known to have the property and batches known to "
             "lack it. That needs an audit (simulate --audit), samples with the property in the "

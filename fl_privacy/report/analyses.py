@@ -45,7 +45,8 @@ class Analysis:
     @property
     def infers_property(self) -> bool:
         """Whether its results are scores of a property, so that there are no pictures."""
-        return any(metric.set_level for metric in self.config.metrics)
+        sets = [metric.name for metric in self.config.metrics if metric.set_level]
+        return any(row.get(name) is not None for row in self.rows for name in sets)
 
     @property
     def told(self) -> str:

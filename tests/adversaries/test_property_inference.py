@@ -387,6 +387,17 @@ def test_the_command_line_gives_scores_results_and_a_page(
     assert "AUC" in page and "layer &#39;dense1&#39;" in page and "permuted=True" in page
 
 
+def test_an_attack_without_scores_of_a_property_has_no_auc(tmp_path: Path) -> None:
+    record(tmp_path, rounds=2)
+    plan = Plan(adversary="update_over_lr(iterations=2)", metrics=("psnr", "auc"))
+    results = attack_command.attack(tmp_path, plan)
+    shown = Console(width=80, record=True, file=Path(tmp_path / "shown").open("w"))  # noqa: SIM115
+    shown.print(attack_command.scores(results))
+    assert "dB" in shown.export_text() and attack_command.no_scores(results[0]) == ""
+    assert all(row["auc"] is None and row["psnr"] for row in results[0].rows())
+    write_report(tmp_path)
+
+
 def test_without_truth_there_are_scores_but_no_auc(tmp_path: Path) -> None:
     granted = record(tmp_path, rounds=3)
     for path in sorted((tmp_path / "truth").rglob("*"), reverse=True):
