@@ -96,7 +96,8 @@ def sketched_norms(
         drawn = torch.randn(probes, *shape, generator=generator, dtype=torch.float32)
     drawn = drawn.to(inputs)
     together = len(inputs) if mixing else max(1, lanes // probes)
-    groups = [_squares(features, x, drawn, lanes) for x in torch.split(inputs, together)]
+    chunks = (x.clone() for x in torch.split(inputs, together))  # a view's tangent is its base's
+    groups = [_squares(features, x, drawn, lanes) for x in chunks]
     return (torch.cat(groups) / probes).sqrt()
 
 
