@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fl_privacy.recording import Recording
 from fl_privacy.report.reading import read_history
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.settings import RunSettings, Scalar, parse_settings
@@ -85,7 +86,24 @@ class Stage:
         simulate(self.partial)
         if not self.whole(self.partial):
             raise SweepError(f"{self.partial}: the run ended before its last round; see its log")
+        if self.kind == "record":
+            check_all_answered(self.partial)
         self.partial.rename(self.folder)
+
+
+def check_all_answered(run: Path) -> None:
+    """Refuse a recording in which clients failed: every defense is to meet the same targets.
+
+    Raises:
+        SweepError: says how many, and why the first did.
+    """
+    failed = list(Recording(RunFolder(run).recording).entries(status="error"))
+    if failed:
+        raise SweepError(
+            f"{run}: {len(failed)} of the recorded replies are errors, so targets are missing "
+            f"(the first: {failed[0].status}); see its log, and repeat the command, which "
+            f"records again"
+        )
 
 
 @dataclass(frozen=True)

@@ -62,13 +62,15 @@ class FakeTools:
     Ray does not start in the first ``late`` simulations.
 
     ``interrupt`` names a step, such as "train 2" for the third training, in the middle of which
-    Ctrl-C comes; ``refuse`` a defense that cannot be simulated.
+    Ctrl-C comes; ``refuse`` a defense that cannot be simulated; in the first ``lossy`` recordings
+    a client fails.
     """
 
     targets: int = 3
     interrupt: str = ""
     refuse: str = "-"
     late: int = 0
+    lossy: int = 0
     done: list[str] = field(default_factory=list)
     device: str = "cpu"
 
@@ -95,6 +97,11 @@ class FakeTools:
                 one = Samples(samples.inputs[held], samples.labels[held])
                 where: dict[str, Any] = {"attempt": 1, "round": 1, "node": entry.node}
                 vault.write(**where, step=0, samples=one, indices=held)
+            if stage.kind == "record" and self.lossy:
+                self.lossy -= 1
+                lost = "error: out of memory"
+                writer.append(round=1, node="9", arrays=None, num_examples=None,
+                              global_digest=sent, status=lost)  # fmt: skip
         if self.interrupt == f"{stage.kind} {number}":
             raise KeyboardInterrupt
         folder.model.write_bytes(b"parameters")

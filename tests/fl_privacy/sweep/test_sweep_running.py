@@ -116,6 +116,15 @@ def test_a_point_that_fails_leaves_the_others(request_of: Any, tools: Any) -> No
     assert Counter(mended.done)["train"] == 1
 
 
+def test_a_recording_without_all_clients_is_made_again(request_of: Any, tools: Any) -> None:
+    (reason,) = run(request_of(), tools(lossy=1)).values()
+    assert "1 of the recorded replies are errors" in reason
+    assert "(the first: error: out of memory)" in reason
+    mended = tools()
+    assert run(request_of(), mended) == {}
+    assert Counter(mended.done)["record"] == 1
+
+
 def test_the_page_names_what_failed_and_why(request_of: Any, tools: Any, tmp_path: Path) -> None:
     said = io.StringIO()
     console = Console(file=said, force_terminal=True, width=60, height=40)
