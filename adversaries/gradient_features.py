@@ -59,25 +59,31 @@ def joined(found: Tensors, layers: Sequence[str]) -> Tensor:
     return torch.cat([found[layer] for layer in layers], dim=1).float()
 
 
+def forest(trees: int, seed: int) -> Classifier:
+    """A random forest with the leaves of [Melis]: 5 samples in a leaf, 5 to split."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    made: Classifier = RandomForestClassifier(
+        trees, min_samples_leaf=5, min_samples_split=5, random_state=seed % 2**32
+    )
+    return made
+
+
 def classifier(family: Family, seed: int) -> Classifier:
     """A classifier that scales each row to length 1 and standardizes as its training rows.
 
-    The forest is that of [Melis] (100 trees, 5 samples a leaf, 5 a split); logistic
+    The forest is that of [Melis], of 100 trees; logistic
     regression and the perceptron (one hidden layer of 64) have scikit-learn's L2 penalties.
     """
-    from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import Normalizer, StandardScaler
 
-    state = seed % 2**32
     made = {
-        "forest": RandomForestClassifier(
-            n_estimators=100, min_samples_leaf=5, min_samples_split=5, random_state=state
-        ),
+        "forest": forest(100, seed),
         "logistic": LogisticRegression(max_iter=1000),
-        "mlp": MLPClassifier(hidden_layer_sizes=(64,), max_iter=1000, random_state=state),
+        "mlp": MLPClassifier(hidden_layer_sizes=(64,), max_iter=1000, random_state=seed % 2**32),
     }
     made_of: Classifier = make_pipeline(Normalizer(), StandardScaler(), made[family])
     return made_of

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 
@@ -27,6 +26,7 @@ from fl_privacy.report import words
 from fl_privacy.report.scores import Analysis, Score, analyses, defenses, score
 from fl_privacy.results import ResultSet
 from fl_privacy.threat_model import ThreatModel
+from fl_privacy.titled_table import titled_table
 from fl_privacy.types import Task
 
 
@@ -63,13 +63,7 @@ def group_table(named: Sequence[tuple[str, Analysis]], defense: str | None) -> T
 
     Those that the first adversary has: what infers no inputs has no PSNR.
     """
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        title=f"[bold]{printable(words.group_title(defense))}[/]",
-        title_justify="left",
-        title_style="",
-    )
+    table = titled_table(words.group_title(defense))
     rows, every = named[0][1].rows, named[0][1].config.metrics
     metrics = [m for m in every if any(row[m.name] is not None for row in rows)] or every
     table.add_column("mean, 95 % interval", overflow="fold")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.table import Table
 
 from fl_privacy.component import parse
@@ -12,21 +11,15 @@ from fl_privacy.property_rows import scored
 from fl_privacy.report import words
 from fl_privacy.report.scores import Analysis, set_score
 from fl_privacy.results import MetricInfo
+from fl_privacy.titled_table import titled_table
 
 WHOLE = "whole update"
 
 
 def property_table(attack: Analysis, null: Analysis, defense: str | None) -> Table:
     """AUC with its 95 % interval for each layer, beside that of the permuted property."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        title=f"[bold]{printable(words.group_title(defense))}[/]",
-        title_justify="left",
-        title_style="",
-        caption=printable(counts(attack, defense)),
-        caption_justify="left",
-    )
+    table = titled_table(words.group_title(defense))
+    table.caption, table.caption_justify = printable(counts(attack, defense)), "left"
     table.add_column("AUC, 95 % interval", overflow="fold")
     for name in (words.plain(attack.config.name), "property permuted"):
         table.add_column(printable(name), justify="right")

@@ -29,6 +29,7 @@ from fl_privacy.report.scores import Analysis, analyses, defenses, interval_of, 
 from fl_privacy.results import MetricInfo, ResultSet, load_results
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.threat_model import ThreatModel
+from fl_privacy.titled_table import titled_table
 from fl_privacy.types import Task
 
 
@@ -141,13 +142,7 @@ def shown(found: Protection) -> Group:
 
 
 def _comparisons(found: Protection, attack: str) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        title=f"[bold]{printable(words.plain(attack))}[/]",
-        title_justify="left",
-        title_style="",
-    )
+    table = titled_table(words.plain(attack))
     table.add_column("mean, 95 % interval", overflow="fold")
     for head in ("nothing withheld", "these withheld", f"{found.budget} random"):
         table.add_column(head, justify="right", overflow="fold")

@@ -59,7 +59,7 @@ def row(
         line[HAS_PROPERTY] = joined(
             having(result.property, e, vault) for e in observation.exchanges
         )
-    if audited:
+    if audited and not all(metric.set_level for metric in metrics.values()):
         line |= scores(metrics, result, vault.samples(members), observation)
     return line
 

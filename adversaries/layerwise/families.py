@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adversaries.gradient_features import Classifier, Family
+from adversaries.gradient_features import Classifier, Family, forest
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -24,18 +24,7 @@ Classifiers = Callable[[int], list[Classifier]]
 
 def families(trees: int) -> Mapping[Family, Classifiers]:
     """The families by name; ``trees`` in the forest."""
-    return {"forest": lambda seed: forest(trees, seed), "logistic": logistic, "mlp": mlp}
-
-
-def forest(trees: int, seed: int) -> list[Classifier]:
-    """Random forest with the leaves of [Melis]: 5 samples in a leaf, 5 to split."""
-    from sklearn.ensemble import RandomForestClassifier
-
-    return [
-        RandomForestClassifier(
-            trees, min_samples_leaf=5, min_samples_split=5, random_state=seed % 2**32
-        )
-    ]
+    return {"forest": lambda seed: [forest(trees, seed)], "logistic": logistic, "mlp": mlp}
 
 
 def logistic(_seed: int) -> list[Classifier]:

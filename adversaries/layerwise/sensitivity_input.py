@@ -27,10 +27,10 @@ from adversaries.layerwise.sensitivity_table import (
     LeastRange,
     checked,
     chunks,
-    counts,
-    mean_and_median,
+    columns_of,
     networks,
     per_sample,
+    stacked,
     standard_error,
 )
 from fl_privacy.component import Component
@@ -100,11 +100,10 @@ class InputSensitivity(Component):
         found = []
         for network in networks(observations, self.layers, device):
             found.append(self.at(network, data, seed, progress))
-        values = {name: torch.stack([one[name] for one in found]) for name in found[0]}
+        values = stacked(found)
         value, errors = values[NORMALIZED], per_sample(values.pop(ERROR))
-        told = [mean_and_median(name, each) for name, each in values.items()]
         of_probes = errors.square().nansum(0).sqrt() / (~errors.isnan()).sum(0)
-        columns = {n: c for one in (*told, counts(value, network.sizes)) for n, c in one.items()}
+        columns = columns_of(values, value, network.sizes)
         return LayerScores(
             metric="input_sensitivity",
             unit="ranges of the gradient per unit of a pixel",

@@ -31,10 +31,10 @@ from adversaries.layerwise.sensitivity_table import (
     LeastRange,
     checked,
     chunks,
-    counts,
-    mean_and_median,
+    columns_of,
     networks,
     per_sample,
+    stacked,
     standard_error,
 )
 from fl_privacy.component import Component
@@ -97,10 +97,8 @@ class LabelSensitivity(Component):
         found = []
         for network in networks(observations, self.layers, device):
             found.append(self.at(network, data, progress))
-        values = {name: torch.stack([one[name] for one in found]) for name in found[0]}
+        values = stacked(found)
         value = values[TITLES[self.of]]
-        told = [mean_and_median(name, each) for name, each in values.items()]
-        columns = {n: c for one in (*told, counts(value, network.sizes)) for n, c in one.items()}
         return LayerScores(
             metric="label_sensitivity",
             unit=f"ranges of the gradient per unit of {self.of.removesuffix('s')}",
@@ -108,7 +106,7 @@ class LabelSensitivity(Component):
             values=per_sample(value).nanmean(0),
             standard_errors=standard_error(value),
             n=len(data),
-            columns=columns,
+            columns=columns_of(values, value, network.sizes),
         )
 
     def at(self, network: Network, data: Samples, progress: Progress = silent) -> dict[str, Tensor]:

@@ -79,6 +79,17 @@ def chunks(samples: Samples, size: int, network: Network) -> Iterator[tuple[int,
         yield done, inputs.to(like.device, like.dtype), labels.cpu()
 
 
+def stacked(found: Sequence[Tensors]) -> dict[str, Tensor]:
+    """Each quantity at all models, ``[models, n, layers]``, from those at each, ``[n, layers]``."""
+    return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+
+
+def columns_of(values: Tensors, value: Tensor, sizes: Tensor) -> Tensors:
+    """`mean_and_median` of all ``values``, and the `counts` of the ``value`` that is reported."""
+    told = [mean_and_median(name, each) for name, each in values.items()]
+    return {n: c for one in (*told, counts(value, sizes)) for n, c in one.items()}
+
+
 def per_sample(values: Tensor) -> Tensor:
     """``[models, n, layers]`` to the mean over those models where a sample counts, ``[n, layers]``.
 
