@@ -101,12 +101,16 @@ class DefenseLine(Component):
 
 
 class Attack(Component):
-    """Who attacks every point; ``adaptive`` adds those that know its defense, and others."""
+    """Who attacks every point; ``adaptive`` adds those that know its defense, and others.
+
+    A number takes so many of them, those that should do most first.
+    """
 
     adversary: Annotated[str, Field(description="adversary, as name(setting=value)")]
     name: Annotated[str, Field(description="name in figures; empty: the adversary's")] = ""
     adaptive: Annotated[
-        bool, Field(description="also those that know the defense, and those for all")
+        bool | PositiveInt,
+        Field(description="also those that know the defense, and those for all; 2: the first two"),
     ] = False
     metrics: Annotated[tuple[str, ...], Field(description="scores beside the usual ones")] = ()
     targets: Annotated[PositiveInt | None, Field(description="first targets; none: all")] = None

@@ -148,6 +148,8 @@ def _attacked(step: Step, attack: Attack, tools: Tools, told: Told) -> Iterator[
     run, folder = step.stage.folder, step.cell.folder
     plain = attack.plan(step.cell.seed, tools.device)
     plans = tools.adaptive_plans(run, plain) if attack.adaptive else [(PLAIN, plain)]
+    if attack.adaptive is not True:
+        plans = plans[: 1 + attack.adaptive]
     for number, (label, plan) in enumerate(plans, start=1):
         place = f"{label} ({number}/{len(plans)})" if len(plans) > 1 else label
 
