@@ -61,7 +61,7 @@ def private_superlink(stopping: Callable[[], None] = lambda: None) -> Iterator[S
         SimulationError: it did not start; the message holds what it said.
     """
     mark = secrets.token_hex(16)
-    with _temporary_folder() as home, signals_raise():
+    with short_folder() as home, signals_raise():
         link = SuperLink(home, _environment(home, mark))
         try:
             _start(link)
@@ -70,7 +70,7 @@ def private_superlink(stopping: Callable[[], None] = lambda: None) -> Iterator[S
             stopping()
             raise
         finally:
-            with _signals_ignored():
+            with signals_ignored():
                 end(f"{_MARK}={mark}")
 
 
@@ -129,8 +129,8 @@ def _environment(home: Path, mark: str) -> dict[str, str]:
 
 
 @contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """A short path: Ray's sockets lie below it and may have 107 bytes at most."""
+def short_folder() -> Iterator[Path]:
+    """A new folder for a while, of a short path: Ray's sockets below it may have 107 bytes."""
     parent = min(tempfile.gettempdir(), "/tmp", key=len)
     folder = Path(tempfile.mkdtemp(prefix="flp-", dir=parent)).resolve()
     try:
@@ -160,7 +160,7 @@ def signals_raise() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_ignored() -> Iterator[None]:
+def signals_ignored() -> Iterator[None]:
     """Let a second Ctrl-C not interrupt the clean-up that the first one started."""
     with _handlers(dict.fromkeys(_SIGNALS, signal.SIG_IGN)):
         yield
