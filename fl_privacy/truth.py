@@ -128,6 +128,16 @@ class TruthVault:
         for path in sorted(self.root.glob(f"*/*/*/{DEFENSE}")):
             yield _read_defense(path)
 
+    def nodes(self) -> dict[int, str]:
+        """The node of each partition, as its client wrote it down.
+
+        Raises:
+            TruthError: what a client wrote is damaged.
+        """
+        paths = sorted(self.root.glob(f"*/*/*/{DEFENSE}"))
+        told = ((_read_defense(path)[1].get("partition"), path.parent.name) for path in paths)
+        return {int(partition): node for partition, node in told if partition is not None}
+
     def _folder(self, attempt: int, round: int, node: str) -> Path:
         if not (node.isascii() and node.isalnum()):
             raise TruthError(f"expected a node of letters and digits, got {node!r}")

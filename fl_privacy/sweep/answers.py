@@ -1,9 +1,10 @@
-"""What an attack of a point made: a small file that names its results and their targets."""
+"""What an attack or a list of metrics made at a point: a small file that names its results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -38,6 +39,18 @@ class Answers(BaseModel):
     made: tuple[Answer, ...]
 
 
+class Measured(BaseModel):
+    """The files of measurements of one list of metrics, seen from the point's folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seconds: float
+    files: tuple[str, ...]
+
+
+Made = TypeVar("Made", Answers, Measured)
+
+
 def answer_of(label: str, results: ResultSet, folder: Path) -> Answer:
     """The answer that points at ``results``, which lie below ``folder``."""
     place = results.folder.relative_to(folder).as_posix()
@@ -46,8 +59,17 @@ def answer_of(label: str, results: ResultSet, folder: Path) -> Answer:
 
 def write_answers(path: Path, made: Sequence[Answer], seconds: float) -> None:
     """Write them as a whole: a file that is there says that the attack is finished."""
-    answers = Answers(seconds=round(seconds, 3), made=tuple(made))
-    write_atomically([(path, answers.model_dump_json(indent=2).encode() + b"\n")])
+    _write(path, Answers(seconds=round(seconds, 3), made=tuple(made)))
+
+
+def write_measured(path: Path, made: Sequence[Path], seconds: float) -> None:
+    """Write which measurements, below the folder of ``path``, a finished list of metrics made."""
+    files = tuple(file.relative_to(path.parent).as_posix() for file in made)
+    _write(path, Measured(seconds=round(seconds, 3), files=files))
+
+
+def _write(path: Path, made: Answers | Measured) -> None:
+    write_atomically([(path, made.model_dump_json(indent=2).encode() + b"\n")])
 
 
 def read_answers(path: Path) -> Answers | None:
@@ -56,10 +78,23 @@ def read_answers(path: Path) -> Answers | None:
     Raises:
         SweepError: the file is damaged.
     """
+    return _read(path, Answers)
+
+
+def read_measured(path: Path) -> Measured | None:
+    """The measurements that a file names; None when not all of them are made.
+
+    Raises:
+        SweepError: the file is damaged.
+    """
+    return _read(path, Measured)
+
+
+def _read(path: Path, kind: type[Made]) -> Made | None:
     if not path.exists():
         return None
     try:
-        return Answers.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise SweepError(
             f"{path}: damaged ({error.errors()[0]['msg']}); remove it and repeat the command, "

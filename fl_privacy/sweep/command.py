@@ -140,7 +140,8 @@ def estimate(cells: Sequence[Cell]) -> str:
         f"{points} points, {len(cells)} with seeds; to do: "
         f"{kinds['train'] + kinds['record']} simulations ({kinds['train']} train, "
         f"{kinds['record']} record) and {kinds['attack']} attacks"
-        f"{', more with the adaptive ones' if adaptive else ''}; "
+        f"{', more with the adaptive ones' if adaptive else ''}"
+        f"{', ' + str(kinds['measure']) + ' measures' if kinds['measure'] else ''}; "
         f"done: {len(every) - len(left)} of {len(every)} steps"
     )
 
@@ -157,4 +158,5 @@ def overview(cells: Sequence[Cell]) -> Table:
 
 
 def _short(step: Step) -> str:
-    return step.kind if step.attack is None else step.attack.title
+    asked = step.attack or step.measure
+    return step.kind if asked is None else asked.title

@@ -16,18 +16,18 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fl_privacy import component
 from fl_privacy.component import Component
-from fl_privacy.plan import METRICS, Plan
 from fl_privacy.settings import Scalar, parse_settings
-from fl_privacy.threat_model import ThreatModel
-from fl_privacy.types import PositiveInt
-
-STRENGTH = "{strength}"
-"""Stands for the strength in the spec of a defense."""
-
-CLIENTS, FROM_TRAINED = "clients", "from-trained"
-"""Keys beside those of the run config: how many clients, and whose parameters to start from."""
+from fl_privacy.sweep.filling import (
+    AUXILIARY,
+    CLIENTS,
+    FROM_TRAINED,
+    SETTINGS,
+    STRENGTH,
+    filled,
+    places,
+)
+from fl_privacy.sweep.offline import Attack, Measure, underscored
 
 OWN_KEYS: Mapping[str, str] = {
     "client-defense": "the tables [defenses.NAME] set it",
@@ -84,10 +84,10 @@ class DefenseLine(Component):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        if (STRENGTH in self.spec) != bool(self.strengths):
+        if (STRENGTH in places(self.spec)) != bool(self.strengths):
             raise ValueError(
-                f"spec and strengths go together: expected {STRENGTH} in the spec and a list of "
-                f"strengths, or neither; got spec {self.spec!r} and strengths {self.strengths}"
+                f"spec and strengths go together: expected {{{STRENGTH}}} in the spec and a list "
+                f"of strengths, or neither; got spec {self.spec!r} and strengths {self.strengths}"
             )
         if len(set(map(str, self.strengths))) < len(self.strengths):
             raise ValueError(f"strengths: each once, got {self.strengths}")
@@ -97,42 +97,7 @@ class DefenseLine(Component):
         """Strength and spec of each point, in the order of the file."""
         if not self.strengths:
             return [("", self.spec)]
-        return [(str(s), self.spec.replace(STRENGTH, str(s))) for s in self.strengths]
-
-
-class Attack(Component):
-    """Who attacks every point; ``adaptive`` adds those that know its defense, and others.
-
-    A number takes so many of them, those that should do most first.
-    """
-
-    adversary: Annotated[str, Field(description="adversary, as name(setting=value)")]
-    name: Annotated[str, Field(description="name in figures; empty: the adversary's")] = ""
-    adaptive: Annotated[
-        bool | PositiveInt,
-        Field(description="also those that know the defense, and those for all; 2: the first two"),
-    ] = False
-    metrics: Annotated[tuple[str, ...], Field(description="scores beside the usual ones")] = ()
-    targets: Annotated[PositiveInt | None, Field(description="first targets; none: all")] = None
-    rounds: Annotated[str, Field(description="rounds to attack; empty: all recorded")] = ""
-    threat_model: ThreatModel = ThreatModel()
-
-    @property
-    def title(self) -> str:
-        """What it is called."""
-        return self.name or component.parse(self.adversary)[0]
-
-    def plan(self, seed: int, device: str) -> Plan:
-        """The analysis of one recording."""
-        return Plan(
-            adversary=self.adversary,
-            threat_model=self.threat_model,
-            metrics=tuple(dict.fromkeys((*METRICS, *self.metrics))),
-            targets=self.targets,
-            rounds=self.rounds,
-            seed=seed,
-            device=device,
-        )
+        return [(str(s), filled(self.spec, {STRENGTH: s})) for s in self.strengths]
 
 
 class Sweep(Component):
@@ -156,17 +121,30 @@ class Sweep(Component):
     axes: Annotated[
         dict[str, tuple[Scalar, ...]],
         BeforeValidator(_hyphens),
-        Field(default_factory=dict, description="run settings to cross with every defense"),
+        Field(
+            default_factory=dict,
+            description="run settings, or names that stand in texts as {name}, to cross with all",
+        ),
     ]
+    one_at_a_time: Annotated[
+        bool,
+        Field(description="change one axis, or the defense, at a time, from the first of each"),
+    ] = False
     defenses: Annotated[dict[str, DefenseLine], Field(min_length=1)]
     attacks: tuple[Attack, ...] = ()
+    measures: tuple[Measure, ...] = ()
+
+    _keys = model_validator(mode="before")(underscored)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if self.train is None and not self.attacks:
-            raise ValueError("nothing to do: give a table [train], an [[attacks]], or both")
-        if self.record is not None and not self.attacks:
-            raise ValueError("[record] is there to be attacked: add an [[attacks]]")
+        offline = self.attacks or self.measures
+        if self.train is None and not offline:
+            raise ValueError("nothing to do: give a table [train], an [[attacks]] or [[measures]]")
+        if self.record is not None and not offline:
+            raise ValueError(
+                "[record] is there to be attacked or measured: add an [[attacks]] or [[measures]]"
+            )
         if (self.record or {}).get(FROM_TRAINED) and self.train is None:
             raise ValueError(f"{FROM_TRAINED} = true needs a table [train]")
         if self.reference and self.reference not in self.defenses:
@@ -176,21 +154,36 @@ class Sweep(Component):
             )
         self._check_axes()
         _refuse_doubles("[[attacks]] called", [attack.title for attack in self.attacks])
+        _refuse_doubles("[[measures]] called", [measure.title for measure in self.measures])
         _refuse_doubles("points called", [point.name for point in self.points()])
         return self
 
     def _check_axes(self) -> None:
+        texts = places(self.model_dump_json(exclude={"axes"}))
         for key, values in self.axes.items():
+            if key in (STRENGTH, AUXILIARY):
+                raise ValueError(f"axes.{key}: {{{key}}} means something else; rename it")
             for table, held in (("train", self.train), ("record", self.record)):
                 if key in (held or {}):
                     raise ValueError(f"{key} is an axis, so it cannot be in [{table}] too")
             if not values or len(set(map(str, values))) < len(values):
                 raise ValueError(f"axes.{key}: expected values, each once, got {values}")
+            if key in texts and key not in (*SETTINGS, CLIENTS):
+                continue
             for value in values:
                 _known({key: value})
 
     def points(self) -> list[Point]:
-        """Every combination of axes, defense and strength, in the order of the file."""
+        """Every combination of axes, defense and strength, in the order of the file.
+
+        One at a time: those that differ from the first in one axis, or in the defense.
+        """
+        every = self._every()
+        if not self.one_at_a_time:
+            return every
+        return [point for point in every if point.changes(every[0]) <= 1]
+
+    def _every(self) -> list[Point]:
         return [
             Point(tuple(zip(self.axes, values, strict=True)), name, strength, spec)
             for values in product(*self.axes.values())
@@ -207,6 +200,11 @@ class Point:
     defense: str
     strength: str
     spec: str
+
+    def changes(self, other: Point) -> int:
+        """In how many axes it differs from ``other``, the defense being one."""
+        axes = sum(a != b for a, b in zip(self.axes, other.axes, strict=True))
+        return axes + ((self.defense, self.strength) != (other.defense, other.strength))
 
     @property
     def group(self) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from rich.table import Column, Table
 
 from fl_privacy.printable import plain, printable
 from fl_privacy.sweep.results import Adversary, Measured, measure
-from fl_privacy.sweep.running import Kind, Step, pending
+from fl_privacy.sweep.running import SIMULATIONS, Kind, Step, pending
 from fl_privacy.sweep.stages import Cell
 from fl_privacy.sweep.table import MISSING, digits, percent
 
@@ -23,9 +24,10 @@ ROOM = 6
 
 @dataclass
 class Clock:
-    """How long steps take, by kind, and so how long the rest will."""
+    """How long steps take, by kind, and so how long the rest will: ``workers`` do analyses."""
 
     left: dict[Kind, int]
+    workers: int = 1
     spent: dict[Kind, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def ended(self, kind: Kind, seconds: float) -> None:
@@ -40,7 +42,9 @@ class Clock:
         for kind, count in self.left.items():
             if count and not self.spent[kind]:
                 return None
-            total += count * sum(self.spent[kind]) / max(len(self.spent[kind]), 1)
+            at_once = 1 if kind in SIMULATIONS else self.workers
+            mean = sum(self.spent[kind]) / max(len(self.spent[kind]), 1)
+            total += math.ceil(count / at_once) * mean
         return total
 
     @property
@@ -59,39 +63,38 @@ def folded(*titles: str) -> Table:
 class Board:
     """A `Watch` that keeps what is shown: what each point is at and what it measured."""
 
-    def __init__(self, cells: Sequence[Cell], console: Console) -> None:
+    def __init__(self, cells: Sequence[Cell], console: Console, workers: int = 1) -> None:
         self.console = console
         self.cells = {c.point.name: [o for o in cells if o.point == c.point] for c in cells}
         left = pending(cells)
-        counts: dict[Kind, int] = {"train": 0, "record": 0, "attack": 0}
-        for step in left:
-            counts[step.kind] += 1
-        self.clock = Clock(counts)
+        self.clock = Clock(Counter(step.kind for step in left), workers)
         waiting = {step.cell.point.name for step in left}
         self.state = {name: "waiting" if name in waiting else "done" for name in self.cells}
         self.measured = {name: _measured(mine) for name, mine in self.cells.items()}
         self.seconds: dict[str, float] = defaultdict(float)
-        self.current = ""
+        self.running: dict[str, dict[str, str]] = {name: {} for name in self.cells}
+        self.middle = 0
         self.live: Live | None = None
 
     def started(self, step: Step) -> None:
         """Say what begins."""
-        self.current = step.cell.point.name
+        self.running[step.cell.point.name][_where(step)] = ""
         self._say(step, "started")
 
     def told(self, step: Step, words: str) -> None:
         """Show how far it is; without a terminal the ends are enough."""
-        self.state[step.cell.point.name] = f"{_where(step)}: {words}"
+        self.running[step.cell.point.name][_where(step)] = f"{_where(step)}: {words}"
         self._draw()
 
     def ended(self, step: Step, seconds: float, error: str) -> None:
         """Show what came of it."""
         name = step.cell.point.name
+        self.running[name].pop(_where(step), None)
         self.seconds[name] += seconds
         self.clock.ended(step.kind, seconds)
         self.measured[name] = _measured(self.cells[name])
         if error:
-            for later in (s for s in pending([step.cell]) if s != step):  # not tried this time
+            for later in _untried(step):
                 self.clock.left[later.kind] -= 1
             self._say(step, "failed", f"failed: {error}")
         else:
@@ -113,16 +116,22 @@ class Board:
             self.live.update(self.table())
 
     def table(self) -> Table:
-        """The points around the current one, as many as the terminal has room for."""
+        """The points around those that are worked at, as many as the terminal has room for."""
         table = folded("point", "at", "accuracy", "MSE plain", "strongest", "time")
         table.caption, table.caption_justify = self.clock.words, "left"
         names = list(self.cells)
         room = max(3, self.console.height - ROOM)
-        at = names.index(self.current) if self.current in names else 0
-        first = max(0, min(at - room // 2, len(names) - room))
+        first = max(0, min(self._at() - room // 2, len(names) - room))
         for name in names[first : first + room]:
             table.add_row(*map(printable, self.row(name)))
         return table
+
+    def _at(self) -> int:
+        """The number of the point in the middle of those that are worked at, or were last."""
+        working = [i for i, running in enumerate(self.running.values()) if running]
+        if working:
+            self.middle = (working[0] + working[-1]) // 2
+        return self.middle
 
     def row(self, name: str) -> tuple[str, ...]:
         """One point."""
@@ -130,12 +139,19 @@ class Board:
         attacked = found.attacks[0] if found and found.attacks else None
         return (
             name,
-            self.state[name],
+            "\n".join(self.running[name].values()) or self.state[name],
             percent(found.accuracy).partition(" [")[0] if found else MISSING,
             _error(attacked.plain) if attacked else MISSING,
             _error(attacked.strongest) if attacked else MISSING,
             clock(self.seconds[name]) if self.seconds[name] else "",
         )
+
+
+def _untried(failed: Step) -> list[Step]:
+    """What is not tried this time: all that needs a simulation which failed."""
+    if failed.kind not in SIMULATIONS:
+        return []
+    return [step for step in pending([failed.cell]) if step != failed]
 
 
 def _where(step: Step) -> str:
@@ -161,9 +177,9 @@ def clock(seconds: float) -> str:
 
 
 @contextmanager
-def shown(cells: Sequence[Cell], console: Console) -> Iterator[Board]:
+def shown(cells: Sequence[Cell], console: Console, workers: int = 1) -> Iterator[Board]:
     """Yield a board that is drawn on ``console`` while the block runs."""
-    board = Board(cells, console)
+    board = Board(cells, console, workers)
     if not console.is_terminal:
         yield board
         return

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from fl_privacy.component import ComponentError, describe
-from fl_privacy.sweep.grid import CLIENTS, FROM_TRAINED, Attack, DefenseLine, Sweep
+from fl_privacy.sweep.filling import CLIENTS, FROM_TRAINED
+from fl_privacy.sweep.grid import DefenseLine, Sweep
+from fl_privacy.sweep.offline import Attack, Measure
 from fl_privacy.threat_model import ThreatModel
 
 FULL = "full"
@@ -59,6 +61,9 @@ def sweep_of(document: Mapping[str, Any]) -> Sweep:
         if isinstance(table, dict):
             _made("threat_model", ThreatModel, table.get("threat_model", {}))
         _made(f"attacks, number {number}", Attack, table)
+    measures = document.get("measures")
+    for number, table in enumerate(measures if isinstance(measures, list) else [], start=1):
+        _made(f"measures, number {number}", Measure, table)
     return _made("sweep file", Sweep, document)
 
 

@@ -19,7 +19,8 @@ from fl_privacy.report.scores import interval_of
 from fl_privacy.results import MetricInfo, ResultSet
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.sweep.answers import GUESS, read_answers
-from fl_privacy.sweep.grid import Attack, Point
+from fl_privacy.sweep.grid import Point
+from fl_privacy.sweep.offline import Attack
 from fl_privacy.sweep.stages import Cell, Stage
 
 STRONGEST_BY = "mse"

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from filelock import FileLock, Timeout
 
 from fl_privacy.code_digest import PACKAGES
+from fl_privacy.measuring import MeasurePlan
 from fl_privacy.plan import PLAIN, Plan
 from fl_privacy.results import ResultSet
 from fl_privacy.simulation import RayTimeoutError
@@ -19,13 +20,18 @@ from fl_privacy.sweep.answers import (
     Answer,
     answer_of,
     read_answers,
+    read_measured,
     write_answers,
+    write_measured,
 )
-from fl_privacy.sweep.grid import Attack
+from fl_privacy.sweep.offline import Attack, Measure
 from fl_privacy.sweep.reading import SweepError
 from fl_privacy.sweep.stages import Cell, Stage
 
-Kind = Literal["train", "record", "attack"]
+Kind = Literal["train", "record", "attack", "measure"]
+SIMULATIONS: tuple[Kind, ...] = ("train", "record")
+"""What Flower does; every other kind of step is an analysis of what they left."""
+
 Told = Callable[[str], None]
 """Hears in a few words how far a step is."""
 
@@ -45,9 +51,12 @@ class Tools(Protocol):
     def guess(self, run: Path, plan: Plan, told: Told) -> ResultSet:
         """Run the baseline on the targets of a plan."""
 
+    def measure(self, run: Path, plan: MeasurePlan, told: Told) -> list[Path]:
+        """Measure layers of a recording; the files that hold it."""
+
     @property
     def device(self) -> str:
-        """Where attacks run."""
+        """Where attacks and measures run."""
 
 
 class Watch(Protocol):
@@ -60,6 +69,14 @@ class Watch(Protocol):
     def ended(self, step: Step, seconds: float, error: str) -> None: ...
 
 
+class Analyze(Protocol):
+    """Does analyses, whose simulations are there; adds those that fail to ``failed``."""
+
+    def __call__(
+        self, left: Sequence[Step], tools: Tools, watch: Watch, failed: dict[str, str]
+    ) -> None: ...
+
+
 @dataclass(frozen=True)
 class Step:
     """One piece of work of a cell; what it needs comes before it in `steps`."""
@@ -68,20 +85,37 @@ class Step:
     kind: Kind
     stage: Stage
     attack: Attack | None = None
+    measure: Measure | None = None
 
     @property
     def done(self) -> bool:
         """Whether its outcome is there."""
-        if self.attack is None:
-            return self.stage.done
-        return self.stage.done and read_answers(self.cell.answer(self.attack)) is not None
+        if not self.stage.done:
+            return False
+        if self.attack is not None:
+            return read_answers(self.cell.answer(self.attack)) is not None
+        if self.measure is not None:
+            return read_measured(self.cell.answer(self.measure)) is not None
+        return True
+
+    @property
+    def simulates(self) -> bool:
+        """Whether it is a run of Flower, and no work on a recording."""
+        return self.attack is None and self.measure is None
+
+    @property
+    def name(self) -> str:
+        """Which of all steps it is, in words."""
+        return f"{self.cell.point.name}, seed {self.cell.seed}, {self.title}"
 
     @property
     def title(self) -> str:
         """What it does, in words."""
-        return {"train": "training", "record": "recording"}.get(
-            self.kind, f"attacking: {self.attack.title if self.attack else ''}"
-        )
+        if self.attack is not None:
+            return f"attacking: {self.attack.title}"
+        if self.measure is not None:
+            return f"measuring: {self.measure.title}"
+        return {"train": "training"}.get(self.kind, "recording")
 
 
 def steps(cell: Cell) -> list[Step]:
@@ -89,6 +123,7 @@ def steps(cell: Cell) -> list[Step]:
     found = [Step(cell, stage.kind, stage) for stage in cell.stages]
     if cell.record is not None:
         found += [Step(cell, "attack", cell.record, attack) for attack in cell.attacks]
+        found += [Step(cell, "measure", cell.record, None, measure) for measure in cell.measures]
     return found
 
 
@@ -97,34 +132,57 @@ def pending(cells: Sequence[Cell]) -> list[Step]:
     return [step for cell in cells for step in steps(cell) if not step.done]
 
 
-def run_sweep(cells: Sequence[Cell], tools: Tools, watch: Watch, failed: dict[str, str]) -> None:
-    """Do what is left; adds the cells that fail to ``failed``, each with its reason.
+def run_sweep(
+    cells: Sequence[Cell],
+    tools: Tools,
+    watch: Watch,
+    failed: dict[str, str],
+    spread: Analyze | None = None,
+) -> None:
+    """Do what is left; adds the steps that fail to ``failed``, each with its reason.
 
-    A cell that fails leaves the others: only what the package itself refuses or reports
-    counts as a failure, anything else is a bug and ends the sweep.
+    Cell by cell; with ``spread`` all simulations, on a machine that does nothing else, so that
+    their rounds are timed alike, and then all analyses at once. A step that fails leaves those
+    that do not need it: only what the package itself refuses or reports counts as a failure,
+    anything else is a bug and ends the sweep.
     """
-    for cell in cells:
-        for step in steps(cell):
-            if step.done:
-                continue
-            error = _attempt(step, tools, watch)
-            if error:
-                failed[f"{cell.point.name}, seed {cell.seed}, {step.title}"] = error
-                break
+    for group in [cells] if spread else [[cell] for cell in cells]:
+        ready = [cell for cell in group if _simulated(cell, tools, watch, failed)]
+        (spread or in_turn)(pending(ready), tools, watch, failed)
 
 
-def _attempt(step: Step, tools: Tools, watch: Watch) -> str:
-    """Do one step; returns why it failed, or nothing."""
-    start, error = time.monotonic(), ""
+def _simulated(cell: Cell, tools: Tools, watch: Watch, failed: dict[str, str]) -> bool:
+    """Do what simulations a cell lacks; whether all of them are there."""
+    left = (step for step in steps(cell) if step.simulates and not step.done)
+    return all(_attempt(step, tools, watch, failed) for step in left)
+
+
+def in_turn(left: Sequence[Step], tools: Tools, watch: Watch, failed: dict[str, str]) -> None:
+    """Do analyses in this process, one after another."""
+    for step in left:
+        _attempt(step, tools, watch, failed)
+
+
+def _attempt(step: Step, tools: Tools, watch: Watch, failed: dict[str, str]) -> bool:
+    """Do one step; whether it is done now."""
+    start = time.monotonic()
     watch.started(step)
+    error = trouble(step, tools, lambda words: watch.told(step, words))
+    watch.ended(step, time.monotonic() - start, error)
+    if error:
+        failed[step.name] = error
+    return not error
+
+
+def trouble(step: Step, tools: Tools, told: Told) -> str:
+    """Do one step; returns why the package refused or failed it, or nothing."""
     try:
-        perform(step, tools, lambda words: watch.told(step, words))
+        perform(step, tools, told)
     except (ValueError, RuntimeError) as failure:
         if type(failure).__module__.partition(".")[0] not in PACKAGES:
             raise
-        error = str(failure)
-    watch.ended(step, time.monotonic() - start, error)
-    return error
+        return str(failure)
+    return ""
 
 
 def perform(step: Step, tools: Tools, told: Told) -> None:
@@ -132,7 +190,7 @@ def perform(step: Step, tools: Tools, told: Told) -> None:
 
     Where Ray did not start in time, a simulation is tried once more.
     """
-    if step.attack is None:
+    if step.simulates:
         try:
             step.stage.perform(lambda out: tools.simulate(step.stage, out, told))
         except RayTimeoutError:
@@ -140,13 +198,18 @@ def perform(step: Step, tools: Tools, told: Told) -> None:
             step.stage.perform(lambda out: tools.simulate(step.stage, out, told))
         return
     start = time.monotonic()
-    made = list(_attacked(step, step.attack, tools, told))
-    write_answers(step.cell.answer(step.attack), made, time.monotonic() - start)
+    if step.attack is not None:
+        made = list(_attacked(step, step.attack, tools, told))
+        write_answers(step.cell.answer(step.attack), made, time.monotonic() - start)
+    if step.measure is not None:
+        plan = step.measure.plan(step.cell.seed, tools.device)
+        files = tools.measure(step.stage.folder, plan, told)
+        write_measured(step.cell.answer(step.measure), files, time.monotonic() - start)
 
 
 def _attacked(step: Step, attack: Attack, tools: Tools, told: Told) -> Iterator[Answer]:
     run, folder = step.stage.folder, step.cell.folder
-    plain = attack.plan(step.cell.seed, tools.device)
+    plain = attack.plan(step.cell.seed, tools.device, run)
     plans = tools.adaptive_plans(run, plain) if attack.adaptive else [(PLAIN, plain)]
     if attack.adaptive is not True:
         plans = plans[: 1 + attack.adaptive]

@@ -4,7 +4,8 @@
 
     points/<point>/seed-<s>/train-<digest>/     a whole training run, under its final name
                             record-<digest>/    a whole recorded run, and the results of attacks
-                            <attack>-<digest>.json   which results an attack made
+                            <attack>-<digest>.json   which results an attack made, or which
+                                                     measurements a list of metrics
 
 A stage is computed in ``<name>.partial`` and renamed when it is whole, so whatever has its
 final name is finished. The digest covers every setting that decides the numbers: a changed
@@ -25,7 +26,9 @@ from fl_privacy.recording import Recording
 from fl_privacy.report.reading import read_history
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.settings import RunSettings, Scalar, parse_settings
-from fl_privacy.sweep.grid import CLIENTS, FROM_TRAINED, Attack, Point, Sweep, slug
+from fl_privacy.sweep.filling import CLIENTS, FROM_TRAINED, plain, settled, values_of
+from fl_privacy.sweep.grid import Point, Sweep, slug
+from fl_privacy.sweep.offline import Attack, Measure
 from fl_privacy.sweep.reading import SweepError
 
 DEFAULT_CLIENTS = 10
@@ -108,7 +111,10 @@ def check_all_answered(run: Path) -> None:
 
 @dataclass(frozen=True)
 class Cell:
-    """One point at one seed: what is trained, what is recorded, what attacks it."""
+    """One point at one seed: what is trained, what is recorded, what attacks and measures it.
+
+    The texts of attacks and measures are filled in for it.
+    """
 
     point: Point
     seed: int
@@ -116,6 +122,7 @@ class Cell:
     train: Stage | None
     record: Stage | None
     attacks: tuple[Attack, ...]
+    measures: tuple[Measure, ...] = ()
 
     @property
     def stages(self) -> list[Stage]:
@@ -123,11 +130,12 @@ class Cell:
         found = [stage for stage in (self.train, self.record) if stage is not None]
         return found[:1] if len({stage.folder for stage in found}) == 1 else found
 
-    def answer(self, attack: Attack) -> Path:
-        """The file that says which results an attack made."""
+    def answer(self, asked: Attack | Measure) -> Path:
+        """The file that says which results an attack made, or which measurements were."""
         assert self.record is not None
-        identity = {"attack": attack.model_dump(mode="json"), "of": self.record.folder.name}
-        return self.folder / f"{slug(attack.title)}-{short_digest(identity)}.json"
+        kind = "attack" if isinstance(asked, Attack) else "measure"
+        identity = {kind: asked.identity, "of": self.record.folder.name}
+        return self.folder / f"{slug(asked.title)}-{short_digest(identity)}.json"
 
 
 def cells_of(sweep: Sweep, out: Path) -> list[Cell]:
@@ -141,20 +149,25 @@ def cells_of(sweep: Sweep, out: Path) -> list[Cell]:
 
 def _cell(sweep: Sweep, point: Point, seed: int, folder: Path) -> Cell:
     own = {**dict(point.axes), "client-defense": point.spec, "seed": seed}
-    train = None if sweep.train is None else {**sweep.run, **sweep.train, **own}
-    record = {**sweep.run, **(sweep.record or {}), **own} if sweep.attacks else None
+    offline = bool(sweep.attacks or sweep.measures)
+    train = None if sweep.train is None else settled({**sweep.run, **sweep.train, **own})
+    whole = {**sweep.run, **(sweep.record or {}), **own} if offline else None
+    record = None if whole is None else settled(whole)
+    values = {} if whole is None else values_of(whole)
+    attacks = tuple(attack.filled(values) for attack in sweep.attacks)
+    measures = tuple(measure.filled(values) for measure in sweep.measures)
     audited = None if record is None else {"audit": True, **record}
     if train == record and train is not None and audited is not None:
         both = _stage("train", folder, audited, None)
-        return Cell(point, seed, folder, both, both, sweep.attacks)
+        return Cell(point, seed, folder, both, both, attacks, measures)
     trained = None if train is None else _stage("train", folder, sparingly(train), None)
     recorded = None if audited is None else _stage("record", folder, audited, trained)
-    return Cell(point, seed, folder, trained, recorded, sweep.attacks)
+    return Cell(point, seed, folder, trained, recorded, attacks, measures)
 
 
 def sparingly(table: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """A training run records its first and last round, enough to know the size of an upload."""
-    rounds = int(parse_settings(_plain(table)).num_server_rounds)
+    rounds = int(parse_settings(plain(table)).num_server_rounds)
     return {"record-rounds": "1" if rounds == 1 else f"1,{rounds}", **table}
 
 
@@ -164,15 +177,11 @@ def _stage(
     table: Mapping[str, Scalar],
     trained: Stage | None,
 ) -> Stage:
-    settings = parse_settings(_plain(table)).model_dump(by_alias=True, exclude_defaults=True)
+    settings = parse_settings(plain(table)).model_dump(by_alias=True, exclude_defaults=True)
     clients = int(table.get(CLIENTS, DEFAULT_CLIENTS))
     start = trained if table.get(FROM_TRAINED) else None
     identity = {"settings": settings, "clients": clients, "from": start and start.folder.name}
     return Stage(kind, folder / f"{kind}-{short_digest(identity)}", settings, clients, start)
-
-
-def _plain(table: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    return {k: v for k, v in table.items() if k not in (CLIENTS, FROM_TRAINED)}
 
 
 def short_digest(identity: Mapping[str, Any]) -> str:

@@ -13,6 +13,9 @@ from fl_privacy import component, simulation
 from fl_privacy.analysis import execute, prepare
 from fl_privacy.baseline_job import prepare_baseline
 from fl_privacy.component import ComponentError
+from fl_privacy.layer_results import FOLDER
+from fl_privacy.layers import LayerMetricError
+from fl_privacy.measuring import MeasureJob, MeasurePlan, measure, prepare_measurements
 from fl_privacy.plan import Plan, resolve_device
 from fl_privacy.preflight import prepare as rehearse
 from fl_privacy.protocols import Progress
@@ -67,6 +70,24 @@ class RealTools:
         job, _ = prepare_baseline(run, plan)
         return execute(job, progress=heard(told))
 
+    def measure(self, run: Path, plan: MeasurePlan, told: Told) -> list[Path]:
+        """Measure each metric of a plan; what the run holds already is read.
+
+        Raises:
+            LayerMetricError: a metric refuses; names it.
+        """
+        jobs, _ = prepare_measurements(run, plan)
+        return [measured(job, told) for job in jobs]
+
+
+def measured(job: MeasureJob, told: Told) -> Path:
+    """Make a measurement; the file that holds it."""
+    try:
+        found = measure(job, progress=heard(lambda words: told(f"{job.config.name} {words}")))
+    except LayerMetricError as error:
+        raise LayerMetricError(f"{job.config.metric}: {error}") from None
+    return job.run / FOLDER / found.config.file_name
+
 
 def heard(told: Told) -> Progress:
     """A progress that says the share done, five times a second at most."""
@@ -94,13 +115,26 @@ def preflight(left: Sequence[Step], device: str) -> None:
         component.create("adversaries", attack.adversary)
         for metric in attack.plan(0, device).metrics:
             component.create("metrics", metric)
+    for asked in dict.fromkeys(step.measure for step in left if step.measure):
+        for metric in asked.metrics:
+            component.create("layer_metrics", metric)
+    for spec in dict.fromkeys(held_by(step) for step in left):
+        if spec and not spec.strip().lower().endswith(".npz"):
+            component.create("datasets", spec)
     seen: set[str] = set()
     for step in left:
         settings = step.stage.parsed.model_copy(update={"seed": 0, "initial_model": ""})
         identity = f"{step.stage.clients} {settings.model_dump_json()}"
-        if step.attack is None and identity not in seen:
+        if step.simulates and identity not in seen:
             seen.add(identity)
             try:
                 rehearse(settings, step.stage.clients, RunFolder(step.stage.partial))
             except ComponentError as error:
                 raise ComponentError(f"point {step.cell.point.name}: {error}") from None
+
+
+def held_by(step: Step) -> str:
+    """What names the adversary's own data in a step; empty for none."""
+    if step.attack is not None:
+        return step.attack.threat_model.auxiliary
+    return step.measure.auxiliary if step.measure is not None else ""

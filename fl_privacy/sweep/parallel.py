@@ -1,0 +1,239 @@
+"""Analyses of a sweep side by side, in processes of a private Ray, one thread each.
+
+They start when all simulations are done: each Ray has the machine to itself, and no rounds are
+timed while attacks run. A process computes the same numbers whatever runs beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import joblib
+import ray
+import torch
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+from ray.util.queue import Queue
+
+from fl_privacy.plan import resolve_device
+from fl_privacy.processes import end
+from fl_privacy.simulation import RAY_TIMEOUT, RayTimeoutError
+from fl_privacy.superlink import short_folder, signals_ignored, signals_raise
+from fl_privacy.sweep.running import Step, Tools, Watch, trouble
+
+POLL_SECONDS = 0.2
+PATIENCE_SECONDS = 10.0
+"""How long an interrupted analysis has to write its finished targets."""
+
+_MARK = "FL_PRIVACY_WORKERS"
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_STORE_BYTES = 80 * 2**20
+"""Nearly the least that Ray takes; what passes through it is a few words."""
+
+
+def workers_for(device: str, asked: int | None) -> int:
+    """How many analyses run at once: as many as asked for, or cores; one on anything but a CPU.
+
+    Raises:
+        AnalysisError: there is no such device.
+    """
+    if asked is not None:
+        return asked
+    return int(joblib.cpu_count()) if resolve_device(device).type == "cpu" else 1
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Does analyses ``workers`` at a time, in the order given."""
+
+    workers: int
+
+    def __call__(
+        self, left: Sequence[Step], tools: Tools, watch: Watch, failed: dict[str, str]
+    ) -> None:
+        """Do them all, as `fl_privacy.sweep.running.in_turn` does.
+
+        One whose process dies, as when memory runs out, fails and leaves the others; a bug in
+        one ends them all. So does an interruption; finished targets are written before.
+
+        Raises:
+            RayTimeoutError: Ray did not start in time.
+        """
+        if not left:
+            return
+        waiting, workers = deque(left), min(self.workers, len(left))
+        with private_ray(workers, gpus_for(tools.device)), _crew(tools, workers) as crew:
+            while waiting or crew.busy:
+                while waiting and len(crew.busy) < workers:
+                    watch.started(waiting[0])
+                    crew.take(waiting.popleft())
+                crew.report(watch, failed)
+
+
+@dataclass
+class Crew:
+    """Processes at work: hands out steps, and hears of them."""
+
+    tools: Tools
+    analyze: Any
+    news: Queue = field(default_factory=lambda: Queue(actor_options={"num_cpus": 0}))
+    busy: dict[int, _Work] = field(default_factory=dict)
+    taken: int = 0
+
+    def take(self, step: Step) -> None:
+        """Let a process do a step."""
+        self.taken += 1
+        task = self.analyze.remote(step, self.tools, self.taken, self.news)
+        self.busy[self.taken] = _Work(step, task, task.future())
+
+    def report(self, watch: Watch, failed: dict[str, str]) -> None:
+        """Wait a moment, then pass on what was told and which steps ended."""
+        wait([work.future for work in self.busy.values()], POLL_SECONDS, FIRST_COMPLETED)
+        for number, words in self.heard():
+            if number in self.busy:
+                watch.told(self.busy[number].step, words)
+        for number, work in list(self.busy.items()):
+            if work.future.done():
+                error = _outcome(work.future)
+                del self.busy[number]
+                watch.ended(work.step, time.monotonic() - work.start, error)
+                if error:
+                    failed[work.step.name] = error
+
+    def heard(self) -> list[tuple[int, str]]:
+        """What the processes told since the last time: number of the step, words.
+
+        Through futures, which a signal may interrupt with any exception, unlike Ray's own calls.
+        """
+        count = self.news.actor.qsize.remote().future().result()
+        found: list[tuple[int, str]] = (
+            self.news.actor.get_nowait_batch.remote(count).future().result()
+        )
+        return found
+
+    def stop(self) -> None:
+        """Interrupt all that still run, and give them the time to write what they finished."""
+        for work in self.busy.values():
+            ray.cancel(work.task)
+        wait([work.future for work in self.busy.values()], PATIENCE_SECONDS)
+        self.busy.clear()
+
+
+@dataclass(frozen=True)
+class _Work:
+    step: Step
+    task: Any
+    future: Future[str]
+    start: float = field(default_factory=time.monotonic)
+
+
+@contextmanager
+def _crew(tools: Tools, workers: int) -> Iterator[Crew]:
+    share = gpu_share(workers, gpus_for(tools.device))
+    crew = Crew(tools, ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(_analyze))
+    try:
+        yield crew
+    finally:
+        with signals_ignored():
+            crew.stop()
+
+
+def _analyze(step: Step, tools: Tools, number: int, news: Queue) -> str:
+    """One step in a process of Ray; returns why it failed, or nothing.
+
+    An interruption has to reach Python even below a shell that ignores it for its jobs.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    return trouble(step, tools, lambda words: news.put_nowait((number, words)))
+
+
+def _outcome(future: Future[str]) -> str:
+    """Why a step failed, or nothing; a bug in it is raised with its traceback."""
+    try:
+        return future.result()
+    except (WorkerCrashedError, OutOfMemoryError) as death:
+        reason = str(death).strip().partition("\n")[0]
+        return (
+            f"its process died ({reason}): if memory ran out, repeat the command with fewer "
+            f"--workers; targets that were written are kept"
+        )
+
+
+def gpus_for(device: str) -> int:
+    """Among how many GPUs analyses are spread: all, or none that Ray chooses when one is named."""
+    named = resolve_device(device)
+    return torch.cuda.device_count() if named.type == "cuda" and named.index is None else 0
+
+
+def gpu_share(workers: int, gpus: int) -> float:
+    """The share of a GPU that lets ``workers`` run at once, spread evenly."""
+    return 1 / -(-workers // gpus) if gpus else 0.0
+
+
+@contextmanager
+def private_ray(cpus: int, gpus: int = 0) -> Iterator[None]:
+    """A Ray of this process's own, whatever others there are; nothing of it outlives the block.
+
+    Raises:
+        RayTimeoutError: it did not start in time.
+    """
+    mark = secrets.token_hex(16)
+    with short_folder() as home, signals_raise():
+        try:
+            with _environment({**_ENVIRONMENT, _MARK: mark}):
+                _start(cpus, gpus, str(home))
+            with signals_raise():  # Ray has put its own in their place
+                yield
+        finally:
+            with signals_ignored():
+                ray.shutdown()
+                end(f"{_MARK}={mark}")
+
+
+def _start(cpus: int, gpus: int, home: str) -> None:
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            num_gpus=gpus,
+            object_store_memory=_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            _temp_dir=home,
+        )
+    except Exception as error:  # Ray has no type for it
+        if "timed out during startup" not in str(error):
+            raise
+        raise RayTimeoutError(RAY_TIMEOUT) from error
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for what is started in the block, and passed on by it."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
