@@ -15,11 +15,8 @@ from torch.func import vmap
 
 from adversaries.gradient_features import features
 from adversaries.local_steps import Client
+from fl_privacy.datasets.properties import HAS, LACKS, PropertyError, telling_property
 from fl_privacy.types import Samples, Task, Tensors
-
-
-class PropertyError(ValueError):
-    """A property, or a layer, that cannot be inferred as asked; the message says what could."""
 
 
 @dataclass(frozen=True)
@@ -37,27 +34,8 @@ def pool_of(auxiliary: Samples, name: str) -> Pool:
     Raises:
         PropertyError: no such property, several without a name, or one of a single value.
     """
-    there = tuple(auxiliary.properties)
-    if not there:
-        raise PropertyError(
-            "the auxiliary data holds no property: expected a data set with properties=(...), such "
-            "as npz(path='...', properties=('glasses',))"
-        )
-    if not name and len(there) > 1:
-        raise PropertyError(f"expected property='...', one of {', '.join(there)}")
-    name = name or there[0]
-    if name not in there:
-        raise PropertyError(
-            f"no property {name!r} in the auxiliary data: expected one of {', '.join(there)}"
-        )
-    values = auxiliary.properties[name]
-    pool = Pool(name, *(torch.nonzero(values == has).flatten() for has in (1, 0)))
-    if not len(pool.positives) or not len(pool.negatives):
-        raise PropertyError(
-            f"of the auxiliary samples {len(pool.positives)} have {name!r} and "
-            f"{len(pool.negatives)} have not: expected some of each"
-        )
-    return pool
+    name, values = telling_property(auxiliary.properties, name, "the auxiliary data")
+    return Pool(name, *(torch.nonzero(values == kind).flatten() for kind in (HAS, LACKS)))
 
 
 def check_pool(pool: Pool, images: int, share: float) -> None:

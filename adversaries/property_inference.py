@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from adversaries.auxiliary_batches import PropertyError, check_pool, pool_of
+from adversaries.auxiliary_batches import check_pool, pool_of
 from adversaries.gradient_features import Family, classifier
 from adversaries.local_steps import skeleton
 from adversaries.property_answers import (
@@ -38,6 +38,7 @@ from adversaries.property_snapshot import (
 from adversaries.targets import Unattackable, members_of, training_of
 from adversaries.tokens import refuse_tokens
 from fl_privacy.component import Component
+from fl_privacy.datasets.properties import PropertyError
 from fl_privacy.protocols import Progress, silent
 from fl_privacy.recording import RecordingError
 from fl_privacy.seeding import derive_seed, generator

@@ -11,7 +11,6 @@ from torch import Generator, Tensor, nn
 
 from adversaries.auxiliary_batches import (
     Pool,
-    PropertyError,
     draw_batches,
     has_property,
     simulated_features,
@@ -19,6 +18,7 @@ from adversaries.auxiliary_batches import (
 from adversaries.gradient_features import Classifier, features, joined
 from adversaries.local_steps import Client, Sent
 from adversaries.targets import Unattackable, gradient_units
+from fl_privacy.datasets.properties import PropertyError
 from fl_privacy.layers import weight_layers, weight_of
 from fl_privacy.seeding import generator
 from fl_privacy.types import (

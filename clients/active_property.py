@@ -14,9 +14,10 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Generator, Tensor, nn
 
-from clients.property_schedule import HAS, LACKS, of_kind, property_of
+from clients.property_schedule import of_kind, values_of
 from clients.training import OnStep, TrainResult, local_train
 from fl_privacy.component import ComponentError
+from fl_privacy.datasets.properties import HAS, LACKS
 from fl_privacy.defenses import per_sample_loss
 from fl_privacy.hooks import hooked
 from fl_privacy.layers import weight_layers
@@ -77,7 +78,7 @@ def train_actively(
     two = two_heads(model, task, seed=seed)
     if HEAD in memory.array_records:
         two.head.load_state_dict(memory.array_records[HEAD].to_torch_state_dict())
-    values = property_of(samples, name)
+    values = values_of(samples, name)
     known = torch.where((values == HAS) | (values == LACKS), values, UNKNOWN)
     both = Samples(samples.inputs, torch.stack([samples.labels, known], 1), samples.properties)
 

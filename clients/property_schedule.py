@@ -9,12 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from fl_privacy.component import ComponentError, meant
+from fl_privacy.component import ComponentError
+from fl_privacy.datasets.properties import HAS, LACKS, PropertyError, property_of
 from fl_privacy.settings import RunSettings
 from fl_privacy.types import Samples
-
-HAS, LACKS = 1, 0
-"""Values of a property; any other is unknown."""
 
 
 def scheduled(
@@ -78,7 +76,7 @@ def of_kind(samples: Samples, name: str, kind: int, *, least: int) -> Tensor:
     Raises:
         ComponentError: no such property, or fewer samples than ``least``.
     """
-    found = torch.nonzero(property_of(samples, name) == kind).flatten()
+    found = torch.nonzero(values_of(samples, name) == kind).flatten()
     if len(found) < least:
         smaller = "a smaller batch-size, " if least > 1 else ""
         raise ComponentError(
@@ -95,19 +93,16 @@ def period(schedule: str) -> int | None:
     return int(rounds) if every == "every" else None
 
 
-def property_of(samples: Samples, name: str) -> Tensor:
+def values_of(samples: Samples, name: str) -> Tensor:
     """The values of a property, ``[n]``.
 
     Raises:
         ComponentError: there is none of that name; the message lists those that exist.
     """
-    properties = samples.properties
-    if name not in properties:
-        raise ComponentError(
-            f"client-property: the dataset has no property {name!r}{meant(name, properties)}; "
-            f"it has: {', '.join(properties) or 'none'}"
-        )
-    return properties[name]
+    try:
+        return property_of(samples.properties, name, "the dataset").values
+    except PropertyError as error:
+        raise ComponentError(f"client-property: {error}") from None
 
 
 def refuse_schedule(samples: Samples, settings: RunSettings, client: int) -> None:

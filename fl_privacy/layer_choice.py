@@ -7,8 +7,8 @@ from typing import Any
 
 from fl_privacy import component
 from fl_privacy.component import ComponentError
-from fl_privacy.datasets.arrays import DatasetError
-from fl_privacy.layer_data import GIVE, LayerData, check_has_properties, property_of
+from fl_privacy.datasets.properties import PropertyError, telling_property
+from fl_privacy.layer_data import GIVE, LayerData
 from fl_privacy.plan import AnalysisError
 from fl_privacy.protocols import LayerMetric
 
@@ -26,7 +26,7 @@ def chosen(specs: Sequence[str], data: LayerData) -> tuple[list[LayerMetric], li
 
     Raises:
         ComponentError: an unknown metric or setting.
-        DatasetError: a property that the data does not have.
+        PropertyError: a property that the data does not have, or that all or none have.
         AnalysisError: a metric that lacks data, or none can be measured.
     """
     if specs:
@@ -36,7 +36,7 @@ def chosen(specs: Sequence[str], data: LayerData) -> tuple[list[LayerMetric], li
     for spec in _every(data):
         try:
             metrics.append(_made(spec, data))
-        except (ComponentError, DatasetError, AnalysisError) as error:
+        except (ComponentError, PropertyError, AnalysisError) as error:
             left_out.append((spec, str(error)))
     if not metrics:
         there = ", ".join(sorted(component.installed("layer_metrics"))) or "none"
@@ -60,15 +60,14 @@ def _made(spec: str, data: LayerData) -> LayerMetric:
 
     Raises:
         ComponentError: an unknown metric or setting, or a setting that is missing.
-        AnalysisError, DatasetError: the data, or its property, is missing.
+        AnalysisError, PropertyError: the data, or its property, is missing.
     """
     needs = component.find("layer_metrics", component.parse(spec)[0]).needs  # type: ignore[attr-defined]
     if needs != "updates" and data.samples is None:
         raise AnalysisError(f"{spec} needs {WANTED[needs]}, and no data was given: {GIVE}")
-    if needs == "property" and data.samples is not None:
-        check_has_properties(data, spec)
     metric = component.create("layer_metrics", spec)
-    if needs == "property":
-        metric = metric.model_copy(update={"property": property_of(metric.property, data, spec)})
+    if needs == "property" and data.samples is not None:
+        found = telling_property(data.samples.properties, metric.property, data.name)
+        metric = metric.model_copy(update={"property": found.name})
     made: LayerMetric = metric
     return made

@@ -9,8 +9,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from fl_privacy.component import meant
-from fl_privacy.datasets.arrays import DatasetError
 from fl_privacy.datasets.npz import NPZ
 from fl_privacy.layer_results import Source, samples_digest
 from fl_privacy.plan import AnalysisError
@@ -25,13 +23,6 @@ GIVE = (
     "measure on the clients' own samples with --audit (of an audited run)"
 )
 """What to do where a metric lacks data."""
-
-
-LOAD_ONE = (
-    "load some with the dataset's own setting, such as npz(..., properties=('smiling_{split}',)), "
-    "or name another file"
-)
-"""What to do where samples have no property."""
 
 
 @dataclass(frozen=True)
@@ -125,37 +116,3 @@ def audit_data(observations: Sequence[Observation], vault: TruthVault) -> LayerD
     members: Iterable[Exchange] = (m for o in observations for m in members_of(o.exchanges))
     samples = vault.samples(list(members))
     return data_of(samples, "audit", "the clients’ own samples (audit)")
-
-
-def check_has_properties(data: LayerData, metric: str) -> None:
-    """Refuse samples without any property.
-
-    Raises:
-        DatasetError: they have none.
-    """
-    if data.samples is None or not data.samples.properties:
-        raise DatasetError(f"{metric} needs a property, and {data.name} has none: {LOAD_ONE}")
-
-
-def property_of(name: str, data: LayerData, metric: str) -> str:
-    """The property ``name`` of the samples; without a name the only one they have.
-
-    Raises:
-        DatasetError: there is no such property (lists those there are), or all or none have it.
-    """
-    properties = data.samples.properties if data.samples else {}
-    if name not in properties and (name or len(properties) != 1):
-        raise DatasetError(
-            f"{metric}: {data.name} has no property {name!r}{meant(name, properties)}; there are: "
-            f"{', '.join(sorted(properties))}. Choose one of them with property='...'"
-        )
-    name = name or next(iter(properties))
-    values = properties[name]
-    without, having = (int((values == value).sum()) for value in (0, 1))
-    if not without or not having:
-        raise DatasetError(
-            f"{metric}: expected samples with the property {name!r} and samples without, got "
-            f"{having} with, {without} without and {len(values) - having - without} unknown; "
-            f"choose another property, or data that holds both"
-        )
-    return name

@@ -84,8 +84,8 @@ def prepare_measurements(
     Beside them what cannot be measured of all that is installed, when the plan names nothing.
 
     Raises:
-        ThreatModelError, RecordingError, ComponentError, DatasetError, TruthError, AnalysisError:
-            why not.
+        ThreatModelError, RecordingError, ComponentError, DatasetError, PropertyError, TruthError,
+            AnalysisError: why not.
     """
     if plan.audit and plan.auxiliary:
         raise AnalysisError("expected --auxiliary or --audit, got both: choose whose samples")

@@ -13,7 +13,7 @@ from torch import Tensor
 from clients.active_property import refuse_one_kind, two_heads
 from clients.defending import defend_update
 from clients.private_training import rehearsed_privacy
-from clients.property_schedule import property_of, refuse_schedule
+from clients.property_schedule import refuse_schedule, values_of
 from clients.round_trip import refuse_proximal_term
 from clients.training import draw_batches, local_train
 from fl_privacy.component import ComponentError, create, create_all
@@ -119,7 +119,7 @@ def check_property_roles(
         own = partition.indices(dataset.labels("train"), client, clients, seed=settings.seed)
         samples = dataset.load("train", own)
         labels.append(samples.labels)
-        values.append(property_of(samples, name))
+        values.append(values_of(samples, name))
         try:
             refuse_role(samples, settings, client, clients)
         except ComponentError as error:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from fl_privacy.component import meant
+from fl_privacy.datasets.properties import HAS, LACKS, PropertyError, telling_property
 from fl_privacy.layers import LayerMetricError
 from fl_privacy.seeding import derive_seed, generator
 from fl_privacy.types import PositiveInt, Samples
@@ -22,7 +22,7 @@ BatchSize = Annotated[
     PositiveInt | None, Field(description="samples in a batch; none: as the clients'")
 ]
 
-WORDS = {1: "with", 0: "without"}
+WORDS = {HAS: "with", LACKS: "without"}
 """A value of a property in words."""
 
 
@@ -38,27 +38,16 @@ class Batches:
         return len(self.has)
 
 
-def property_of(samples: Samples, name: str) -> Tensor:
+def values_of(samples: Samples, name: str) -> Tensor:
     """The values of a property, ``[n]``: 1 has it, 0 has not, -1 unknown.
 
     Raises:
         LayerMetricError: no such property, or one that all or none have.
     """
-    there = samples.properties
-    if name not in there and (name or len(there) != 1):
-        listed = ", ".join(sorted(there)) or "none"
-        raise LayerMetricError(
-            f"the samples have no property {name!r}{meant(name, there)}; there are: {listed}. "
-            f"Set property to one of them"
-        )
-    values = there[name or next(iter(there))]
-    counts = {value: int((values == value).sum()) for value in (1, 0)}
-    if not all(counts.values()):
-        raise LayerMetricError(
-            f"expected samples with the property {name!r} and samples without, got {counts[1]} "
-            f"with it and {counts[0]} without: choose another property or other data"
-        )
-    return values
+    try:
+        return telling_property(samples.properties, name, "the samples").values
+    except PropertyError as error:
+        raise LayerMetricError(str(error)) from None
 
 
 def draw_batches(values: Tensor, fold_of: Tensor, batches: int, size: int, seed: int) -> Batches:
@@ -109,7 +98,7 @@ def draw_apart(
     Raises:
         LayerMetricError: no usable property, or too few samples.
     """
-    values = property_of(samples, property)
+    values = values_of(samples, property)
     drawn: list[Tensor] = []
     for value in (1, 0):
         pool = torch.nonzero(values == value).flatten()

@@ -29,8 +29,8 @@ from adversaries.layerwise.property_batches import (
     draw_batches,
     folds_of,
     models_of,
-    property_of,
     shuffled,
+    values_of,
 )
 from adversaries.layerwise.sensitivity_table import checked
 from adversaries.layerwise.usable_information import (
@@ -99,7 +99,7 @@ class VInformation(Component):
         data = checked(samples, observations)
         layers = chosen_layers(observations[0], self.layers)
         size = batch_size_of(observations[0], self.batch_size)
-        values = property_of(data, self.property)
+        values = values_of(data, self.property)
         fold_of = folds_of(values, data.people, self.folds, seed)
         family = families(self.trees)[self.family]
         found: list[list[UsableInformation]] = [[] for _ in range(1 + self.permutations)]

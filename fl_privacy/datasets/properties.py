@@ -1,6 +1,7 @@
 """Attributes of people: main task, properties, how they are related, and who belongs where.
 
-An attribute holds one value for each sample: 1 has it, 0 has not, -1 unknown.
+An attribute holds one value for each sample: 1 has it, 0 has not, -1 unknown. A property is an
+attribute that samples carry beside their label.
 """
 
 from __future__ import annotations
@@ -18,8 +19,67 @@ from fl_privacy.seeding import generator
 
 Group = Literal["clients", "auxiliary", "test"]
 
+HAS, LACKS = 1, 0
+"""Values of a property; any other is unknown."""
+
 UNRELATED = 0.2
 """|phi| up to which a property counts as unrelated to the main task."""
+
+
+class PropertyError(ValueError):
+    """A property that cannot be inferred as asked; the message says what could."""
+
+
+class Property(NamedTuple):
+    """A property's name, and its value for each sample, ``[n]``."""
+
+    name: str
+    values: Tensor
+
+
+def property_of(properties: Mapping[str, Tensor], name: str, where: str = "the data") -> Property:
+    """The property ``name``, one of ``properties``; an empty name is the only one there is.
+
+    ``where`` says in errors what holds them.
+
+    Raises:
+        PropertyError: no such property, or several without a name; lists those there are.
+    """
+    listed = ", ".join(sorted(properties))
+    if not properties:
+        raise PropertyError(
+            f"no property in {where}: load some with the dataset's own setting, such as "
+            f"npz(..., properties=('smiling_{{split}}',)), or name other data"
+        )
+    if not name and len(properties) > 1:
+        raise PropertyError(
+            f"several properties in {where}: expected property='...', one of {listed}"
+        )
+    name = name or next(iter(properties))
+    if name not in properties:
+        raise PropertyError(
+            f"no property {name!r} in {where}{meant(name, properties)}; expected one of {listed}"
+        )
+    return Property(name, properties[name])
+
+
+def telling_property(
+    properties: Mapping[str, Tensor], name: str, where: str = "the data"
+) -> Property:
+    """`property_of`, with samples that have it and samples that have not.
+
+    Raises:
+        PropertyError: as there, or all or none have it.
+    """
+    found = property_of(properties, name, where)
+    having, without = (int((found.values == kind).sum()) for kind in (HAS, LACKS))
+    if not having or not without:
+        raise PropertyError(
+            f"expected samples with the property {found.name!r} and samples without in {where}, "
+            f"got {having} with, {without} without and {len(found.values) - having - without} "
+            f"unknown; choose another property, or data that holds both"
+        )
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,6 @@ from rich.console import Console
 from torch import Tensor
 
 from adversaries.auxiliary_batches import (
-    PropertyError,
     draw_batches,
     has_property,
     pool_of,
@@ -28,6 +27,7 @@ from clients.training import local_train
 from fl_privacy import attack_command
 from fl_privacy.analysis import prepare
 from fl_privacy.component import create
+from fl_privacy.datasets.properties import PropertyError
 from fl_privacy.metrics.auc import auc_interval
 from fl_privacy.plan import Plan
 from fl_privacy.property_rows import scored
@@ -319,13 +319,13 @@ ODD = torch.arange(200) % 2
 @pytest.mark.parametrize(
     ("settings", "change", "said"),
     [
-        ("property='hut'", None, "no property 'hut'.*expected one of hat, shoes"),
+        ("property='hut'", None, "no property 'hut'.*'hat'.*expected one of hat, shoes"),
         ("", None, "expected property='...', one of hat, shoes"),
-        ("property='shoes'", None, "0 have 'shoes' and 200 have not"),
-        ("", changed(), "holds no property"),
+        ("property='shoes'", None, "'shoes' .*got 0 with, 200 without and 0 unknown"),
+        ("", changed(), "no property in the auxiliary data"),
         ("", changed(rare=(torch.arange(200) < 7).long()), "7 auxiliary samples have 'rare'.*8 "),
         ("", changed(odd=torch.where(torch.arange(200) < 193, 1, 0)), "7 auxiliary samples lack"),
-        ("", changed(odd=-torch.ones(200).long()), "0 have 'odd' and 0 have not"),
+        ("", changed(odd=-torch.ones(200).long()), "'odd' .*0 with, 0 without and 200 unknown"),
         ("batch_size=120", changed(odd=ODD), "expected more auxiliary data, or batch_size=100"),
         ("layers='dense1,dense9'", changed(odd=ODD), "no layer 'dense9'.*of dense1, classifier"),
         ("warm_up=24", changed(odd=ODD), "last recorded round is 24.*expected 25 rounds or more"),

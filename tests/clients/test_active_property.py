@@ -269,7 +269,7 @@ def test_an_active_client_is_undefended_unscheduled_and_known_to_the_truth(
     ("changes", "message"),
     [
         ({"model": "logistic"}, "two or more; choose another model"),
-        ({"client_property": "q"}, "^client-property: the dataset has no property 'q'; it has: p"),
+        ({"client_property": "q"}, "^client-property: no property 'q' in the.* one of p"),
         (
             {"client_property_schedule": "mixed", "client_victims": 4},
             "client-victims 4 and client-active-clients 1 are more than the 4 clients",

@@ -16,6 +16,7 @@ from fl_privacy import cli, component
 from fl_privacy.component import Component, ComponentError
 from fl_privacy.datasets import npz
 from fl_privacy.datasets.arrays import DatasetError
+from fl_privacy.datasets.properties import PropertyError
 from fl_privacy.layer_data import samples_of_file
 from fl_privacy.layer_results import FOLDER, LayerResultError, Measurement, measurements
 from fl_privacy.layers import LayerMetricError, weight_layers, weight_of
@@ -223,7 +224,7 @@ def test_an_audit_measures_on_the_clients_own_samples(
         ({"auxiliary": "nope.npz"}, DatasetError, "no such file"),
         ({"auxiliary": "fashion-mini"}, ValueError, "(1, 6, 6)"),
         ({"rounds": "7"}, ValueError, "in rounds 7"),
-        ({"audit": True, "metrics": ("share",)}, DatasetError, "has none"),
+        ({"audit": True, "metrics": ("share",)}, PropertyError, "no property in the clients"),
     ],
 )
 def test_refusals_come_before_any_work(
@@ -238,7 +239,7 @@ def test_refusals_come_before_any_work(
 
 def test_an_unknown_property_lists_those_there_are(run: Path, people: Path) -> None:
     plan = MeasurePlan(metrics=("share(property='smilling')",), auxiliary=str(people))
-    with pytest.raises(DatasetError, match=r"did you mean 'smiling'.*: glasses, smiling"):
+    with pytest.raises(PropertyError, match=r"did you mean 'smiling'.* one of glasses, smiling"):
         measured(run, plan)
 
 

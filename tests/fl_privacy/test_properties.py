@@ -11,10 +11,13 @@ from fl_privacy.datasets.arrays import DatasetError
 from fl_privacy.datasets.properties import (
     AttributeTable,
     Group,
+    PropertyError,
     check_property,
     main_labels,
     phi,
+    property_of,
     split_people,
+    telling_property,
 )
 
 SHARES = (0.6, 0.2, 0.2)
@@ -28,6 +31,33 @@ def table(**attributes: list[int]) -> AttributeTable:
     values = {name.replace("_", " "): torch.tensor(v) for name, v in attributes.items()}
     n = len(next(iter(values.values())))
     return AttributeTable(torch.zeros(n, 1), torch.arange(n), values)
+
+
+HELD = {"smiling": torch.tensor([1, 0, -1]), "bald": torch.tensor([0, 0, -1])}
+
+
+def test_a_property_is_found_by_name_and_the_only_one_without() -> None:
+    for find in (property_of, telling_property):
+        assert find(HELD, "smiling").values is HELD["smiling"]
+        assert find({"smiling": HELD["smiling"]}, "").name == "smiling"
+    assert property_of(HELD, "bald").values is HELD["bald"]
+
+
+@pytest.mark.parametrize(
+    ("held", "name", "said"),
+    [
+        ({}, "", "no property in my file: load some"),
+        ({}, "smiling", "no property in my file: load some"),
+        (HELD, "", "several properties in my file: .* one of bald, smiling"),
+        (HELD, "smile", "'smile' in my file, did you mean 'smiling'.* one of bald, smiling"),
+        (HELD, "bald", "'bald' and .* in my file, got 0 with, 2 without and 1 unknown"),
+    ],
+)
+def test_a_property_that_tells_nothing_or_is_not_there_is_refused(
+    held: dict[str, Tensor], name: str, said: str
+) -> None:
+    with pytest.raises(PropertyError, match=said):
+        telling_property(held, name, "my file")
 
 
 @pytest.mark.parametrize("agreeing", [0.2, 0.5, 0.9])

@@ -12,8 +12,8 @@ from adversaries.layerwise.property_batches import (
     draw_batches,
     folds_of,
     models_of,
-    property_of,
     shuffled,
+    values_of,
 )
 from fl_privacy.layers import LayerMetricError
 from fl_privacy.testing.toys import TRAINING, toy_model, toy_observations, toy_samples
@@ -143,9 +143,9 @@ def test_dropout_drops_by_the_seed_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("smilng", "no property 'smilng', did you mean 'smiling'.* there are: smiling, young"),
-        ("", "no property ''; there are: smiling, young"),
-        ("old", "got 0 with it and 120 without"),
+        ("smilng", "no property 'smilng' .*did you mean 'smiling'.* one of smiling, young"),
+        ("", "several properties in the samples: .* one of smiling, young"),
+        ("old", "'old' .*got 0 with, 120 without and 0 unknown"),
     ],
 )
 def test_a_property_that_is_none_is_refused(name: str, reason: str) -> None:
@@ -153,12 +153,12 @@ def test_a_property_that_is_none_is_refused(name: str, reason: str) -> None:
     if name == "old":
         samples = replace(SAMPLES, properties={"old": torch.zeros(120, dtype=torch.int64)})
     with pytest.raises(LayerMetricError, match=reason):
-        property_of(samples, name)
+        values_of(samples, name)
 
 
 def test_the_only_property_needs_no_name() -> None:
     only = Samples(SAMPLES.inputs, SAMPLES.labels, {"smiling": VALUES})
-    assert torch.equal(property_of(only, ""), VALUES)
+    assert torch.equal(values_of(only, ""), VALUES)
 
 
 def test_too_few_samples_are_refused() -> None:
