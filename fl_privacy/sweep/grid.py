@@ -14,10 +14,16 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from fl_privacy.component import Component
-from fl_privacy.settings import Scalar, parse_settings
+from fl_privacy.component import Component, describe
+from fl_privacy.settings import RunSettings, Scalar
 from fl_privacy.sweep.filling import (
     AUXILIARY,
     CLIENTS,
@@ -58,7 +64,13 @@ def _known(table: dict[str, Scalar]) -> dict[str, Scalar]:
     clients = table.get(CLIENTS, 1)
     if isinstance(clients, bool) or not isinstance(clients, int) or clients < 1:
         raise ValueError(f"{CLIENTS}: expected a whole number above 0, got {clients!r}")
-    parse_settings({k: v for k, v in table.items() if k not in (CLIENTS, FROM_TRAINED)})
+    settings = {k: v for k, v in table.items() if k not in (CLIENTS, FROM_TRAINED)}
+    try:
+        RunSettings.model_validate(settings)
+    except ValidationError as error:
+        if any(detail["loc"] for detail in error.errors()):
+            raise ValueError(describe("run config", RunSettings, error)) from None
+        # what settings need of each other is checked of each point, to which an axis may add it
     return table
 
 
