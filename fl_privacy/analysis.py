@@ -103,7 +103,9 @@ def prepare(
         recording,
         model=model,
         task=task,
-        oracle=(lambda e: vault.samples(members_of([e])).labels) if folder.truth.exists() else None,
+        oracle=(lambda e: vault.samples(members_of([e]), inputs=False).labels)
+        if folder.truth.exists()
+        else None,
         rounds=plan.rounds,
     )[: plan.targets]
     observations = of_nodes(observations, plan.nodes)

@@ -19,7 +19,7 @@ from clients.training import draw_batches, local_train
 from fl_privacy.component import ComponentError, create, create_all
 from fl_privacy.datasets.properties import check_property
 from fl_privacy.defenses import split_defenses
-from fl_privacy.protocols import Costly, Dataset, Model, Partition
+from fl_privacy.protocols import Attributed, Costly, Dataset, Model, Partition
 from fl_privacy.recording_opening import check_same
 from fl_privacy.recording_store import open_store
 from fl_privacy.run_folder import RunFolder
@@ -117,7 +117,7 @@ def check_property_roles(
     name, labels, values = settings.client_property, [], []
     for client in range(clients):
         own = partition.indices(dataset.labels("train"), client, clients, seed=settings.seed)
-        samples = dataset.load("train", own)
+        samples = without_inputs(dataset, own)
         labels.append(samples.labels)
         values.append(values_of(samples, name))
         try:
@@ -127,6 +127,14 @@ def check_property_roles(
     relation = check_property(name, torch.cat(labels), torch.cat(values))
     told = "Property %s: phi to the main task %+.3f over the clients' samples (n = %s)"
     getLogger("flwr").info(told, name, *relation)
+
+
+def without_inputs(dataset: Dataset, own: Tensor) -> Samples:
+    """The training samples ``own``, with inputs ``[n, 0]`` where the dataset can do without."""
+    if not isinstance(dataset, Attributed):
+        return dataset.load("train", own)
+    held = {name: values[own] for name, values in dataset.property_values("train").items()}
+    return Samples(torch.empty(len(own), 0), dataset.labels("train")[own], held)
 
 
 def refuse_role(samples: Samples, settings: RunSettings, client: int, clients: int) -> None:

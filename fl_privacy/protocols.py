@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -183,6 +183,13 @@ class Dataset(Protocol):
     def labels(self, split: Literal["train", "test"]) -> Tensor: ...
 
     def load(self, split: Literal["train", "test"], indices: Tensor | None = None) -> Samples: ...
+
+
+@runtime_checkable
+class Attributed(Protocol):
+    """A dataset that tells the properties ``[n]`` of a split's samples without their inputs."""
+
+    def property_values(self, split: Literal["train", "test"]) -> Mapping[str, Tensor]: ...
 
 
 @runtime_checkable

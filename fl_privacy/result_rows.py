@@ -74,7 +74,7 @@ def having(name: str, exchange: Exchange, vault: TruthVault) -> bool | None:
     members = members_of([exchange])
     if not all(vault.has(one) for one in members):
         return None
-    return any_has(truth_of(name, vault.samples([one])) for one in members)
+    return any_has(truth_of(name, vault.samples([one], inputs=False)) for one in members)
 
 
 def scores(

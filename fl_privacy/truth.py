@@ -99,8 +99,10 @@ class TruthVault:
         """
         return [samples for samples, _ in self._steps(exchange)]
 
-    def samples(self, exchanges: Sequence[Exchange]) -> Samples:
+    def samples(self, exchanges: Sequence[Exchange], *, inputs: bool = True) -> Samples:
         """Everything the exchanges were computed on, each sample once, in order of first use.
+
+        Without ``inputs`` these are not read, and ``[n, 0]``.
 
         Raises:
             TruthError: none was kept for one of them, or a file is damaged.
@@ -108,7 +110,7 @@ class TruthVault:
         seen: set[int] = set()
         parts: list[Samples] = []
         for exchange in exchanges:
-            for samples, indices in self._steps(exchange):
+            for samples, indices in self._steps(exchange, inputs=inputs):
                 fresh = torch.tensor(list(_fresh(indices, seen)), dtype=torch.int64)
                 parts.append(samples.take(fresh))
         if not parts:
@@ -157,7 +159,9 @@ class TruthVault:
         files = [path for path in folder.glob("*.safetensors") if path.stem.isdecimal()]
         return sorted(files, key=lambda path: int(path.stem))
 
-    def _steps(self, exchange: Exchange) -> Iterator[tuple[Samples, list[int]]]:
+    def _steps(
+        self, exchange: Exchange, *, inputs: bool = True
+    ) -> Iterator[tuple[Samples, list[int]]]:
         files = self._files(exchange)
         if not files:
             raise TruthError(
@@ -165,7 +169,7 @@ class TruthVault:
                 f"kept; run the federation as an audit (audit=true) to score it"
             )
         for path in files:
-            yield _read(path)
+            yield _read(path, inputs)
 
     def _defense(self, exchange: Exchange) -> tuple[str | None, dict[str, float]]:
         path = self._folder(exchange.attempt, exchange.round, exchange.node) / DEFENSE
@@ -180,16 +184,15 @@ def _read_defense(path: Path) -> tuple[str, dict[str, float]]:
         raise TruthError(f"{path}: damaged ({error}); repeat the audit") from error
 
 
-def _read(path: Path) -> tuple[Samples, list[int]]:
+def _read(path: Path, inputs: bool) -> tuple[Samples, list[int]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             names = json.loads(file.metadata()["properties"])
             properties = {n: file.get_tensor(f"property{i}") for i, n in enumerate(names)}
             people = file.get_tensor("people") if "people" in file.keys() else None  # noqa: SIM118
-            samples = Samples(
-                file.get_tensor("inputs"), file.get_tensor("labels"), properties, people
-            )
-            return samples, file.get_tensor("indices").tolist()
+            labels = file.get_tensor("labels")
+            seen = file.get_tensor("inputs") if inputs else torch.empty(len(labels), 0)
+            return Samples(seen, labels, properties, people), file.get_tensor("indices").tolist()
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise TruthError(f"{path}: damaged ({error}); repeat the audit") from error
 

@@ -87,6 +87,10 @@ class ArrayDataset(Component, ABC):
         """Labels ``[n]`` int64 of a split."""
         return self.arrays(split).labels
 
+    def property_values(self, split: Split) -> Mapping[str, Tensor]:
+        """The properties ``[n]`` of a split."""
+        return self.arrays(split).properties
+
     def load(self, split: Split, indices: Tensor | None = None) -> Samples:
         """The chosen samples of a split, all by default, as float32 pixels.
 

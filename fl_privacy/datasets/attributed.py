@@ -108,6 +108,12 @@ class AttributedDataset(Component, ABC):
         """Labels ``[n]`` int64 of a split; a person's samples stand together."""
         return _everything(self._whole()).labels[self._chosen(split)]
 
+    def property_values(self, split: Split) -> Mapping[str, Tensor]:
+        """The properties ``[n]`` int64 of a split."""
+        chosen = self._chosen(split)
+        held = _everything(self._whole()).properties
+        return {name: values[chosen] for name, values in held.items()}
+
     def load(self, split: Split, indices: Tensor | None = None) -> Samples:
         """The chosen samples of a split, all by default, with their properties and people.
 

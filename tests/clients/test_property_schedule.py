@@ -11,9 +11,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from torch import Tensor
 
 from clients.property_schedule import scheduled
+from fl_privacy import preflight
 from fl_privacy.client_app import app
 from fl_privacy.component import ComponentError, create
-from fl_privacy.preflight import prepare
+from fl_privacy.datasets.arrays import Split
+from fl_privacy.datasets.npz import NPZ
+from fl_privacy.preflight import REHEARSED_SAMPLES, prepare
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.settings import RunSettings, Scalar, parse_settings
 from fl_privacy.truth import TruthVault
@@ -215,3 +218,24 @@ def test_what_a_client_would_refuse_is_refused_before_the_run(
     told = settings(dataset=source, model="mlp", client_property="glasses")
     with pytest.raises(ComponentError, match=message):
         prepare(told.model_copy(update=changes), 4, RunFolder(tmp_path))
+
+
+@pytest.mark.parametrize("attributed", [True, False])
+def test_before_the_run_no_picture_is_loaded_to_see_who_has_a_property(
+    attributed: bool, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[int] = []
+    load = NPZ.load
+
+    def noted(self: NPZ, split: Split, indices: Tensor | None = None) -> Samples:
+        loaded.append(240 if indices is None else len(indices))
+        return load(self, split, indices)
+
+    monkeypatch.setattr(NPZ, "load", noted)
+    if not attributed:
+        monkeypatch.setattr(preflight, "Attributed", frozenset)  # which no dataset is
+    told = settings(dataset=source, model="mlp", client_property="glasses", batch_size=8)
+    prepare(told, 4, RunFolder(tmp_path))
+    assert sum(loaded) == REHEARSED_SAMPLES + (0 if attributed else 240)
+    with pytest.raises(ComponentError, match="client 0: expected 50 or more"):
+        prepare(told.model_copy(update={"batch_size": 50}), 4, RunFolder(tmp_path))

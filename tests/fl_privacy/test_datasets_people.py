@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.error import URLError
 
 import numpy as np
@@ -14,7 +14,7 @@ from torchvision import datasets as published
 
 from fl_privacy.component import ComponentError, create
 from fl_privacy.datasets.adult import Adult, census_of
-from fl_privacy.datasets.arrays import DatasetError
+from fl_privacy.datasets.arrays import DatasetError, Split
 from fl_privacy.datasets.attributed import AttributedDataset
 from fl_privacy.datasets.celeba import CelebA
 from fl_privacy.datasets.lfw import LFW
@@ -95,6 +95,16 @@ def test_people_are_apart_and_every_sample_keeps_its_values(celeba: str) -> None
         assert samples.properties["B"].dtype == torch.int64
         assert samples.people is not None and torch.equal(samples.people, people)
         assert samples.inputs.is_contiguous()
+
+
+@pytest.mark.parametrize("held_out", ["test", "auxiliary"])
+def test_properties_are_told_as_they_are_loaded(celeba: str, held_out: str) -> None:
+    source = create("datasets", f"celeba(path={celeba!r}, properties=('B',), main_task='A')")
+    source = source.model_copy(update={"held_out": held_out})
+    for split in get_args(Split):
+        told, loaded = source.property_values(split), source.load(split).properties
+        assert list(told) == list(loaded) == ["B"]
+        assert torch.equal(told["B"], loaded["B"])
 
 
 def test_who_is_where_depends_on_seed_and_shares_alone(celeba: str) -> None:

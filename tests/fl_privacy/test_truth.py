@@ -72,6 +72,11 @@ def test_each_sample_counts_once_in_order_of_first_use(tmp_path: Path) -> None:
     assert found.people is not None and found.people.tolist() == [2, 1, 4, 0]
     assert found.inputs.shape == (4, 1, 2, 2)
     assert found.labels.tolist() == [5, 3, 9, 1]
+    bare = vault.samples([exchange(1), exchange(2)], inputs=False)
+    assert bare.inputs.shape == (4, 0)
+    assert torch.equal(bare.labels, found.labels)
+    assert bare.people is not None and torch.equal(bare.people, found.people)
+    assert all(torch.equal(bare.properties[k], v) for k, v in found.properties.items())
 
 
 def test_no_truth_says_that_the_run_has_to_be_an_audit(tmp_path: Path) -> None:
