@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +20,9 @@ from fl_privacy.sweep import same_accuracy
 from fl_privacy.sweep.curves import curves_figure
 from fl_privacy.sweep.figures import utility_figure
 from fl_privacy.sweep.grid import Sweep, slug
-from fl_privacy.sweep.paper import series_style, standalone
+from fl_privacy.sweep.layer_page import layers_section, study
+from fl_privacy.sweep.layer_table import csv_text as layers_csv
+from fl_privacy.sweep.paper import Picture, series_style, standalone
 from fl_privacy.sweep.reading import SweepError
 from fl_privacy.sweep.results import Adversary, Attacked, Measured
 from fl_privacy.sweep.same_accuracy import Ratio
@@ -34,15 +35,6 @@ KNOWS: tuple[tuple[str, Callable[[Attacked], Adversary]], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure: the name of its file, its caption, and itself."""
-
-    name: str
-    caption: str
-    drawing: Markup
-
-
 def write_page(
     out: Path,
     sweep: Sweep,
@@ -53,6 +45,8 @@ def write_page(
 ) -> Path:
     """Write ``sweep.html``, ``sweep.csv`` and ``figures/*.svg`` into ``out``; returns the page.
 
+    Also ``layers.csv`` where anything is known of layers.
+
     ``left`` is the number of steps that are not done, ``command`` what makes the rest, ``failed``
     what could not be done, with the reasons. The page shows clients' images, so only its owner
     may read it.
@@ -62,9 +56,12 @@ def write_page(
     """
     utility = {group: list(utilities(sweep, found, group)) for group in groups(found)}
     strips = {group: list(strips_of(sweep, found, group)) for group in groups(found)}
-    page = render(sweep, found, utility, strips, left, command, failed)
-    drawn = [p for pictures in (utility, strips) for group in pictures.values() for p in group]
+    studied = study([cell for measured in found for cell in measured.cells])
+    layers, drawn = layers_section(studied)
+    page = render(sweep, found, utility, strips, layers, left, command, failed)
+    drawn += [p for pictures in (utility, strips) for group in pictures.values() for p in group]
     written = [(out / "sweep.html", page), (out / "sweep.csv", csv_text(found))]
+    written += [(out / "layers.csv", layers_csv(studied))] if studied else []
     written += [(out / "figures" / f"{p.name}.svg", standalone(p.drawing)) for p in drawn]
     try:
         write_atomically([(path, text.encode()) for path, text in written])
@@ -78,6 +75,7 @@ def render(
     found: Sequence[Measured],
     utility: dict[str, list[Picture]],
     strips: dict[str, list[Picture]],
+    layers: Markup,
     left: int,
     command: str,
     failed: Mapping[str, str],
@@ -99,6 +97,13 @@ def render(
         command=command,
         failed=failed,
         points=len(found),
+        layers=layers,
+        reconstructs=any(
+            "mse" in adversary.metrics
+            for measured in found
+            for attacked in measured.attacks
+            for adversary in attacked.adversaries
+        ),
         groups=[
             {
                 "title": group,

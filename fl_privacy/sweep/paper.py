@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import cycle
 
 from markupsafe import Markup
@@ -27,6 +28,15 @@ PAPER: dict[str, str] = {
     **{f"--series-{i}": color for i, color in enumerate(LIGHT)},
 }
 MARKERS = "osD^vPX*"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: the name of its file, its caption, and itself."""
+
+    name: str
+    caption: str
+    drawing: Markup
 
 
 def palette(names: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -15,7 +15,7 @@ from fl_privacy.metrics.statistics import Interval, mean_interval, wilson
 from fl_privacy.plan import PLAIN
 from fl_privacy.recording import Recording
 from fl_privacy.report.reading import read_history
-from fl_privacy.report.scores import interval_of
+from fl_privacy.report.scores import interval_of, interval_over
 from fl_privacy.results import MetricInfo, ResultSet
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.sweep.answers import GUESS, read_answers
@@ -55,10 +55,18 @@ class Adversary:
         return [row for result in self.results for row in result.rows()]
 
     def interval(self, metric: str) -> Interval | None:
-        """Mean over targets with its 95 % interval; None when nothing was scored by it."""
+        """Mean over targets with its 95 % interval; None when nothing was scored by it.
+
+        What scores a set as a whole: that of the only seed, or the mean over seeds.
+        """
         if metric not in self.metrics:
             return None
-        found = interval_of([row.get(metric) for row in self.rows], self.metrics[metric])
+        info = self.metrics[metric]
+        if info.set_level:
+            sets = [interval_over(result.rows(), info) for result in self.results]
+            found = sets[0] if len(sets) == 1 else mean_interval(one.mean for one in sets)
+        else:
+            found = interval_of([row.get(metric) for row in self.rows], info)
         return found if found.n else None
 
 
@@ -77,7 +85,10 @@ class Attacked:
 
     @property
     def strongest(self) -> Adversary:
-        """The one with the smallest mean error, plain or adaptive: a rule over all targets."""
+        """The one with the smallest mean error, plain or adaptive: a rule over all targets.
+
+        The plain one where nothing is reconstructed, and so no error known.
+        """
         scored = [(a, a.interval(STRONGEST_BY)) for a in self.adversaries]
         means = [(found.mean, i) for i, (_, found) in enumerate(scored) if found]
         return self.adversaries[min(means)[1]] if means else self.plain
@@ -93,6 +104,7 @@ class Measured:
     round_seconds: tuple[float, ...]
     uploads: tuple[int, ...]
     attacks: tuple[Attacked, ...]
+    cells: tuple[Cell, ...] = ()
 
     @property
     def accuracy(self) -> Interval | None:
@@ -142,6 +154,7 @@ def _measured(cells: Sequence[Cell]) -> Measured:
         round_seconds=tuple(s for stage in trained for s in round_seconds(stage)),
         uploads=tuple(b for stage in trained or recorded for b in upload_bytes(stage)),
         attacks=tuple(attack for attack in attacks if attack),
+        cells=tuple(cells),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rich.filesize import decimal
 
+from fl_privacy.component import parse
 from fl_privacy.metrics.statistics import Interval
 from fl_privacy.report import words
 from fl_privacy.results import MetricInfo
@@ -85,11 +86,12 @@ def times(own: float | None, base: float | None) -> str:
 
 
 def metrics_of(attacks: Sequence[Attacked]) -> list[MetricInfo]:
-    """Every metric that some adversary was scored by."""
+    """Every metric that some adversary was scored by; single layers have a section of their own."""
     found: dict[str, MetricInfo] = {}
     for attack in attacks:
         for adversary in attack.adversaries:
-            found.update(adversary.metrics)
+            own = adversary.metrics.items()
+            found.update((n, m) for n, m in own if "layer" not in parse(m.spec or n)[1])
     rank = {name: i for i, name in enumerate(SHOWN)}
     return sorted(found.values(), key=lambda m: rank.get(m.name.partition("(")[0], len(rank)))
 
@@ -102,7 +104,8 @@ def who(attacked: Attacked) -> Iterator[tuple[str, str, Adversary]]:
         count = len(attacked.adversaries)
         yield f"strongest of {count}: {attacked.strongest.label}", "attack", attacked.strongest
     if attacked.guess is not None:
-        yield "blind guess", "guess", attacked.guess
+        infers = any(metric.set_level for metric in attacked.guess.metrics.values())
+        yield "property shuffled" if infers else "blind guess", "guess", attacked.guess
 
 
 def leak_lines(measured: Measured, metrics: Sequence[MetricInfo]) -> list[LeakLine]:
@@ -123,8 +126,9 @@ def leak_lines(measured: Measured, metrics: Sequence[MetricInfo]) -> list[LeakLi
 
 def scored(adversary: Adversary) -> str:
     """How many targets were scored, of how many."""
-    found = adversary.interval("mse")
-    n, targets = found.n if found else 0, len(adversary.rows)
+    names = [name for name, metric in adversary.metrics.items() if metric.set_level] or ["mse"]
+    scores = [row.get(names[0]) for row in adversary.rows]
+    n, targets = sum(score is not None for score in scores), len(scores)
     return str(n) if n == targets else f"{n} of {targets}"
 
 
