@@ -516,6 +516,14 @@ def sweep(
     device: Annotated[str, typer.Option(help="Of attacks: auto, cpu, cuda, cuda:1.")] = "auto",
     client_cpus: Annotated[int, typer.Option(min=1, help="Cores a client.")] = 1,
     client_gpus: Annotated[float, typer.Option(min=0, help="GPUs a client.")] = 0.0,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Attacks at once, a process of one thread each; 1: in this process.",
+            show_default="cores; on a GPU 1",
+        ),
+    ] = None,
 ) -> None:
     """Compare defenses: train, record and attack each at each strength; resumable.
 
@@ -533,7 +541,8 @@ def sweep(
     tools = RealTools(
         device, {"client_cpus": client_cpus, "client_gpus": client_gpus}, console.print
     )
-    page, failed = command.execute(request, tools, console)
+    at_once = command.workers_for(device, workers)
+    page, failed = command.execute(request, tools, console, at_once)
     for where, why in failed.items():
         _say_error(f"{where}: {why}")
     typer.echo(f"Sweep: {page}")

@@ -1,4 +1,4 @@
-"""A real sweep of two points, stopped by Ctrl-C in the second and resumed."""
+"""A real sweep of two points, stopped by Ctrl-C in the second and resumed side by side."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def numbers(out: Path, defense: str) -> list[tuple[str, ...]]:
 def test_an_interrupted_sweep_goes_on(tmp_path: Path) -> None:
     file, out, points = tmp_path / "two.toml", tmp_path / "out", tmp_path / "out" / "points"
     file.write_text(SWEEP)
-    first = sweep(file, out)
+    first = sweep(file, out, "--workers", "1")  # so that the first point is attacked first
     deadline = time.monotonic() + 250
     while not list(points.glob("noise-*/seed-0/*.partial")) and time.monotonic() < deadline:
         assert first.poll() is None
@@ -69,7 +69,8 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path) -> None:
     assert "Unfinished: 2 steps left" in (out / "sweep.html").read_text()
 
     alone = tmp_path / "alone"  # side by side, to save time
-    both = sweep(file, out), sweep(file, alone, "--only", "noise-*")
+    two = ("--workers", "2")
+    both = sweep(file, out, *two), sweep(file, alone, "--only", "noise-*", *two)
     assert [process.wait(timeout=400) for process in both] == [0, 0]
     assert Recording(recording).manifest.id == before
     assert numbers(out, "none") == kept

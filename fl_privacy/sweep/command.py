@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from joblib import cpu_count  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.table import Table
 
+from fl_privacy.plan import resolve_device
 from fl_privacy.printable import plain, printable
 from fl_privacy.superlink import signals_raise
 from fl_privacy.sweep.grid import Sweep
@@ -19,7 +21,7 @@ from fl_privacy.sweep.live import folded, shown
 from fl_privacy.sweep.page import write_page
 from fl_privacy.sweep.reading import SweepError, read_sweep
 from fl_privacy.sweep.results import measure
-from fl_privacy.sweep.running import Step, Tools, locked, pending, run_sweep, steps
+from fl_privacy.sweep.running import Analyze, Step, Tools, locked, pending, run_sweep, steps
 from fl_privacy.sweep.stages import Cell, cells_of
 from fl_privacy.sweep.tools import preflight
 
@@ -72,8 +74,23 @@ class Request:
         return f"{self.command} {shlex.join(only)}".strip()
 
 
-def execute(request: Request, tools: Tools, console: Console) -> tuple[Path, dict[str, str]]:
+def workers_for(device: str, asked: int | None) -> int:
+    """How many analyses run at once: as many as asked for, or cores; one on anything but a CPU.
+
+    Raises:
+        AnalysisError: there is no such device.
+    """
+    if asked is not None:
+        return asked
+    return int(cpu_count()) if resolve_device(device).type == "cpu" else 1
+
+
+def execute(
+    request: Request, tools: Tools, console: Console, workers: int = 1
+) -> tuple[Path, dict[str, str]]:
     """Check everything, do what is left, write the page; returns it and what failed.
+
+    Several ``workers`` are processes of Ray; one is this process.
 
     An interruption, SIGTERM too, leaves what is finished, and a page of that.
 
@@ -87,8 +104,8 @@ def execute(request: Request, tools: Tools, console: Console) -> tuple[Path, dic
     with locked(request.out), signals_raise():
         failed: dict[str, str] = {}
         try:
-            with shown(wanted, console) as board:
-                run_sweep(wanted, tools, board, failed)
+            with shown(wanted, console, workers) as board:
+                run_sweep(wanted, tools, board, failed, spread(workers))
         except (KeyboardInterrupt, SystemExit):
             words = f"Interrupted; the same command goes on: {request.typed}"
             console.print(plain(words), markup=False, highlight=False, soft_wrap=True)
@@ -96,6 +113,15 @@ def execute(request: Request, tools: Tools, console: Console) -> tuple[Path, dic
         finally:
             page = publish(request, sweep, cells, failed)
     return page, failed
+
+
+def spread(workers: int) -> Analyze | None:
+    """What does analyses side by side, if there are several workers; Ray is loaded only then."""
+    if workers == 1:
+        return None
+    from fl_privacy.sweep.parallel import Spread
+
+    return Spread(workers)
 
 
 def rehearsed(request: Request, device: str) -> tuple[Table, str]:

@@ -149,7 +149,7 @@ class Board:
 
 def _untried(failed: Step) -> list[Step]:
     """What is not tried this time: all that needs a simulation which failed."""
-    if failed.kind not in SIMULATIONS:
+    if not failed.simulates:
         return []
     return [step for step in pending([failed.cell]) if step != failed]
 

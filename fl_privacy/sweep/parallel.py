@@ -18,10 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import joblib
 import ray
 import torch
-from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 from ray.util.queue import Queue
 
 from fl_privacy.plan import resolve_device
@@ -46,17 +45,6 @@ _STORE_BYTES = 80 * 2**20
 """Nearly the least that Ray takes; what passes through it is a few words."""
 
 
-def workers_for(device: str, asked: int | None) -> int:
-    """How many analyses run at once: as many as asked for, or cores; one on anything but a CPU.
-
-    Raises:
-        AnalysisError: there is no such device.
-    """
-    if asked is not None:
-        return asked
-    return int(joblib.cpu_count()) if resolve_device(device).type == "cpu" else 1
-
-
 @dataclass(frozen=True)
 class Spread:
     """Does analyses ``workers`` at a time, in the order given."""
@@ -68,70 +56,92 @@ class Spread:
     ) -> None:
         """Do them all, as `fl_privacy.sweep.running.in_turn` does.
 
-        One whose process dies, as when memory runs out, fails and leaves the others; a bug in
-        one ends them all. So does an interruption; finished targets are written before.
-
         Raises:
             RayTimeoutError: Ray did not start in time.
         """
-        if not left:
-            return
-        waiting, workers = deque(left), min(self.workers, len(left))
-        with private_ray(workers, gpus_for(tools.device)), _crew(tools, workers) as crew:
-            while waiting or crew.busy:
-                while waiting and len(crew.busy) < workers:
-                    watch.started(waiting[0])
-                    crew.take(waiting.popleft())
-                crew.report(watch, failed)
+        if left:
+            workers = min(self.workers, len(left))
+            with private_ray(workers, gpus_for(tools.device)):
+                side_by_side(left, tools, watch, failed, workers)
+
+
+def side_by_side(
+    left: Sequence[Step], tools: Tools, watch: Watch, failed: dict[str, str], workers: int
+) -> None:
+    """Do analyses, ``workers`` at a time, where Ray runs.
+
+    One whose process dies, as when memory runs out, fails and leaves the others; a bug in one
+    ends them all. So does an interruption; targets that are finished are written before.
+    """
+    waiting = deque(left)
+    with _crew(tools, watch, workers) as crew:
+        while waiting or crew.busy:
+            while waiting and len(crew.busy) < workers:
+                crew.take(waiting.popleft())
+            failed |= crew.ended()
+
+
+@contextmanager
+def _crew(tools: Tools, watch: Watch, workers: int) -> Iterator[Crew]:
+    share = gpu_share(workers, gpus_for(tools.device))
+    analyze = ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(_analyze)
+    crew = Crew(tools, watch, analyze, Queue(actor_options={"num_cpus": 0}))
+    try:
+        yield crew
+    finally:
+        with signals_ignored():
+            crew.stop()
 
 
 @dataclass
 class Crew:
-    """Processes at work: hands out steps, and hears of them."""
+    """Processes at work: takes steps, passes on what is told of them and how they ended."""
 
     tools: Tools
+    watch: Watch
     analyze: Any
-    news: Queue = field(default_factory=lambda: Queue(actor_options={"num_cpus": 0}))
+    news: Queue
     busy: dict[int, _Work] = field(default_factory=dict)
     taken: int = 0
 
     def take(self, step: Step) -> None:
         """Let a process do a step."""
+        self.watch.started(step)
         self.taken += 1
         task = self.analyze.remote(step, self.tools, self.taken, self.news)
         self.busy[self.taken] = _Work(step, task, task.future())
 
-    def report(self, watch: Watch, failed: dict[str, str]) -> None:
-        """Wait a moment, then pass on what was told and which steps ended."""
+    def ended(self) -> dict[str, str]:
+        """Wait for a step to end, a moment at most; returns the names of those that failed, why."""
         wait([work.future for work in self.busy.values()], POLL_SECONDS, FIRST_COMPLETED)
-        for number, words in self.heard():
+        failed = {}
+        for number, words in self._told():
             if number in self.busy:
-                watch.told(self.busy[number].step, words)
-        for number, work in list(self.busy.items()):
-            if work.future.done():
-                error = _outcome(work.future)
-                del self.busy[number]
-                watch.ended(work.step, time.monotonic() - work.start, error)
-                if error:
-                    failed[work.step.name] = error
-
-    def heard(self) -> list[tuple[int, str]]:
-        """What the processes told since the last time: number of the step, words.
-
-        Through futures, which a signal may interrupt with any exception, unlike Ray's own calls.
-        """
-        count = self.news.actor.qsize.remote().future().result()
-        found: list[tuple[int, str]] = (
-            self.news.actor.get_nowait_batch.remote(count).future().result()
-        )
-        return found
+                self.watch.told(self.busy[number].step, words)
+        for number in [n for n, work in self.busy.items() if work.future.done()]:
+            work = self.busy.pop(number)
+            error = _error(work.future)
+            self.watch.ended(work.step, time.monotonic() - work.start, error)
+            if error:
+                failed[work.step.name] = error
+        return failed
 
     def stop(self) -> None:
-        """Interrupt all that still run, and give them the time to write what they finished."""
+        """Interrupt what still runs, and give it the time to write what it finished."""
         for work in self.busy.values():
             ray.cancel(work.task)
+            self.watch.told(work.step, "stopping")
         wait([work.future for work in self.busy.values()], PATIENCE_SECONDS)
-        self.busy.clear()
+
+    def _told(self) -> list[tuple[int, str]]:
+        """What the processes told since the last time: number of the step, words.
+
+        Through futures: a signal interrupts them with any exception, unlike Ray's own calls.
+        """
+        actor: Any = self.news.actor
+        count = actor.qsize.remote().future().result()
+        told: list[tuple[int, str]] = actor.get_nowait_batch.remote(count).future().result()
+        return told
 
 
 @dataclass(frozen=True)
@@ -140,17 +150,6 @@ class _Work:
     task: Any
     future: Future[str]
     start: float = field(default_factory=time.monotonic)
-
-
-@contextmanager
-def _crew(tools: Tools, workers: int) -> Iterator[Crew]:
-    share = gpu_share(workers, gpus_for(tools.device))
-    crew = Crew(tools, ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(_analyze))
-    try:
-        yield crew
-    finally:
-        with signals_ignored():
-            crew.stop()
 
 
 def _analyze(step: Step, tools: Tools, number: int, news: Queue) -> str:
@@ -163,8 +162,8 @@ def _analyze(step: Step, tools: Tools, number: int, news: Queue) -> str:
     return trouble(step, tools, lambda words: news.put_nowait((number, words)))
 
 
-def _outcome(future: Future[str]) -> str:
-    """Why a step failed, or nothing; a bug in it is raised with its traceback."""
+def _error(future: Future[str]) -> str:
+    """Why a step failed, or nothing; a bug in it is raised, with its traceback as the cause."""
     try:
         return future.result()
     except (WorkerCrashedError, OutOfMemoryError) as death:
@@ -173,6 +172,8 @@ def _outcome(future: Future[str]) -> str:
             f"its process died ({reason}): if memory ran out, repeat the command with fewer "
             f"--workers; targets that were written are kept"
         )
+    except RayTaskError as error:
+        raise error.cause from error
 
 
 def gpus_for(device: str) -> int:

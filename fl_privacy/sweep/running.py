@@ -101,7 +101,7 @@ class Step:
     @property
     def simulates(self) -> bool:
         """Whether it is a run of Flower, and no work on a recording."""
-        return self.attack is None and self.measure is None
+        return self.kind in SIMULATIONS
 
     @property
     def name(self) -> str:

@@ -32,12 +32,16 @@ TELL_SECONDS = 0.2
 class RealTools:
     """Simulations with the given resources a client, attacks on ``device``.
 
-    ``say`` hears at once that a signal stops Flower, which takes seconds.
+    ``say`` hears at once that a signal stops Flower, which takes seconds; it stays behind when
+    the tools are sent to another process.
     """
 
     device: str = "auto"
     resources: Mapping[str, float | None] = field(default_factory=dict)
     say: Callable[[str], None] = lambda words: None
+
+    def __reduce__(self) -> tuple[type[RealTools], tuple[str, Mapping[str, float | None]]]:
+        return RealTools, (self.device, self.resources)
 
     def simulate(self, stage: Stage, out: Path, told: Told) -> None:
         """Run a stage with Flower."""
