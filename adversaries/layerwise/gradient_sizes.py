@@ -1,7 +1,7 @@
 """Norms and ranges of weight gradients that are products, formed only where they must be.
 
 A gradient is ``back @ seen^T`` of ``[n, groups, units, positions]`` and ``[n, groups, inputs,
-positions]`` (see `sample_gradients`). With one position it is an outer product, whose norms are
+positions]`` (see `factors`). With one position it is an outer product, whose norms are
 products of norms: for a dense layer nothing of the size of its weight is needed. With fewer
 positions than inputs, a 2-norm takes the positions' inner products instead of the gradient.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from adversaries.layerwise.factors import backs, patches
 from adversaries.layerwise.gradient_sizes import (
     Norm,
     Seen,
@@ -28,8 +29,6 @@ from adversaries.layerwise.gradient_sizes import (
 )
 from adversaries.layerwise.sample_gradients import (
     Network,
-    backs,
-    patches,
     run,
     whole_changes,
     whole_gradients,

@@ -1,31 +1,25 @@
 """Weight gradients of single samples, layer by layer, without forming what need not be formed.
 
-The gradient of a dense layer's or a convolution's weight is a product of what the layer sees and
-what comes back to it, ``sum_l back_l seen_l^T`` over the positions ``l`` that share the weight:
-one for a dense layer that sees a vector, the pixels of its output for a convolution, whose
-``seen_l`` is a patch. Such layers are called factored. All others are left to ``torch.func``.
+Layers whose gradient is a product of `factors` are called factored. All others are left to
+``torch.func``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
 
+from adversaries.layerwise.factors import backs, has_factors, patches, smooth
 from adversaries.local_steps import skeleton
 from fl_privacy.hooks import hooked
 from fl_privacy.layers import LayerMetricError, weight_of
 from fl_privacy.seeding import generator
 from fl_privacy.types import Exchange, LocalTraining, ModelFactory, Task
-
-LinearMap = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -95,20 +89,13 @@ def sent_network(
     double = all(p.dtype == torch.float64 for p in sent.parameters.values())
     copy = copy.to(device, torch.float64 if double else torch.float32)
     copy.load_state_dict({**sent.parameters, **sent.buffers}, strict=False)
-    fitting = tuple(name for name in layers if _fits(copy.get_submodule(name)))
+    fitting = tuple(name for name in layers if has_factors(copy.get_submodule(name)))
     network = Network(copy, task, layers, fitting)
     inputs = torch.rand(2, *task.input_shape, generator=generator(0, "two inputs"))
     inputs = inputs.to(next(copy.parameters()))
     _refuse_mixing(network, inputs)
     agreeing = tuple(name for name in fitting if _agrees(network, name, inputs))
     return Network(copy, task, layers, agreeing)
-
-
-def _fits(module: nn.Module) -> bool:
-    if type(module) is nn.Linear:
-        return True
-    plain = type(module) is nn.Conv2d and module.padding_mode == "zeros"
-    return plain and not isinstance(module.padding, str)
 
 
 def _refuse_mixing(network: Network, inputs: Tensor) -> None:
@@ -160,74 +147,6 @@ def run(network: Network, inputs: Tensor, *, twice: bool = False) -> Passed:
     with hooked(m.register_forward_hook(listen(name)) for name, m in modules.items()):
         logits = network.model(network.task.normalize(inputs))
     return Passed(logits, seen, given)
-
-
-def smooth(module: nn.Module, seen: Tensor, output: Tensor) -> Tensor:
-    """The layer's ``output``, for a convolution by a way whose derivatives cost no more than it.
-
-    PyTorch's own second derivative of a convolution computes that of its weight, asked or not.
-    """
-    if not isinstance(module, nn.Conv2d):
-        return output
-
-    def forth(x: Tensor) -> Tensor:
-        return F.conv2d(
-            x, module.weight, None, module.stride, module.padding, module.dilation, module.groups
-        )
-
-    def back(slope: Tensor) -> Tensor:
-        found: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
-            seen.shape,
-            module.weight,
-            slope,
-            module.stride,
-            module.padding,
-            module.dilation,
-            module.groups,
-        )
-        return found
-
-    made: Tensor = _Linear.apply(seen, forth, back)
-    return made if module.bias is None else made + module.bias[:, None, None]
-
-
-class _Linear(Function):
-    """A linear map with constant coefficients and its adjoint, each the other's derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, forth: LinearMap, back: LinearMap) -> Tensor:
-        ctx.maps = forth, back
-        return forth(x)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
-        forth, back = ctx.maps
-        return _Linear.apply(slopes[0], back, forth), None, None
-
-
-def patches(module: nn.Module, seen: Tensor) -> Tensor:
-    """What each position of a factored layer sees: ``[n, groups, inputs of a unit, positions]``."""
-    if not isinstance(module, nn.Conv2d):
-        return positions(seen)
-    rows, columns = (int(side) for side in module.padding)
-    windows = F.pad(seen, (columns, columns, rows, rows))  # views and one copy: F.unfold is slower
-    settings = zip(module.kernel_size, module.stride, module.dilation, strict=True)
-    for axis, (kernel, stride, dilation) in enumerate(settings, 2):
-        windows = windows.unfold(axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-    pixels = windows.shape[2:4].numel()
-    return windows.permute(0, 1, 4, 5, 2, 3).reshape(len(seen), module.groups, -1, pixels)
-
-
-def backs(module: nn.Module, back: Tensor) -> Tensor:
-    """What comes back to each position: ``[n, groups, units, positions]``."""
-    if not isinstance(module, nn.Conv2d):
-        return positions(back)
-    return back.reshape(len(back), module.groups, -1, back.shape[2:].numel())
-
-
-def positions(vectors: Tensor) -> Tensor:
-    """``[n, ..., features]`` as one group: ``[n, 1, features, positions]``."""
-    return vectors.reshape(len(vectors), 1, -1, vectors.shape[-1]).transpose(2, 3)
 
 
 def whole_gradients(

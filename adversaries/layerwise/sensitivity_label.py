@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from adversaries.layerwise.factors import backs, patches
 from adversaries.layerwise.gradient_sizes import (
     Norm,
     Seen,
@@ -24,7 +25,7 @@ from adversaries.layerwise.gradient_sizes import (
     span,
     span_of_product,
 )
-from adversaries.layerwise.sample_gradients import Network, backs, patches, run, whole_gradients
+from adversaries.layerwise.sample_gradients import Network, run, whole_gradients
 from adversaries.layerwise.sensitivity_table import (
     Chunk,
     Layers,
