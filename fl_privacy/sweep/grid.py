@@ -166,7 +166,8 @@ class Sweep(Component):
             )
         self._check_axes()
         _refuse_doubles("[[attacks]] called", [attack.title for attack in self.attacks])
-        _refuse_doubles("[[measures]] called", [measure.title for measure in self.measures])
+        every = [one.title for measure in self.measures for one in measure.each()]
+        _refuse_doubles("[[measures]] of", every)
         _refuse_doubles("points called", [point.name for point in self.points()])
         return self
 

@@ -30,7 +30,7 @@ OVER: Mapping[str, Callable[[Sequence[float]], float]] = {
 
 @dataclass(frozen=True)
 class Along:
-    """Points that differ in one thing alone, in its order."""
+    """Points that differ in one thing alone: values ascend, strengths stand as in the file."""
 
     axis: str
     ticks: tuple[str, ...]
@@ -59,7 +59,8 @@ def _along_axis(found: Sequence[Studied], key: str) -> Iterator[Along]:
     for one in found:
         others = tuple(pair for pair in one.point.axes if pair[0] != key)
         groups.setdefault((others, one.point.defense, one.point.strength), []).append(one)
-    for (others, *_), own in groups.items():
+    for (others, *_), unsorted in groups.items():
+        own = sorted(unsorted, key=lambda one: float(value(one.point)))
         ticks = tuple(f"{value(one.point)}" for one in own)
         defended = own[0].point.label if own[0].point.spec else ""
         words = [*(f"{k} {v}" for k, v in others), *filter(None, [defended])]

@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fl_privacy.prediction import Point, points
+from fl_privacy.report.words import plain
 from fl_privacy.sweep.grid import slug
 from fl_privacy.sweep.layer_axes import panels, walks
 from fl_privacy.sweep.layer_drawings import (
@@ -51,7 +52,7 @@ def layers_section(found: Sequence[Studied]) -> tuple[Markup, list[Picture]]:
     """The section, and its figures; nothing where nothing is known of layers."""
     if not found:
         return Markup(), []
-    titles = short_titles(q for one in found for q in one.table)
+    titles = short_titles(quantity.title for one in found for quantity in one.table)
     bars = [(one, _bars(one, titles)) for one in found]
     along = _along(found, titles)
     pairs = {one.point.name: _points(one) for one in found}
@@ -121,9 +122,10 @@ def _scatter(found: Sequence[Studied], pairs: Mapping[str, Sequence[Point]]) -> 
     """Each metric, normalized over layers, against the AUC; a color a point of the sweep."""
     own = {one.point.name: normalized(pairs[one.point.name]) for one in found}
     metrics = list(dict.fromkeys(p.metric for each in own.values() for p in each if not p.column))
+    titles = short_titles(metrics)
     panels = [
         (
-            metric,
+            plain(titles[metric]),
             {
                 _name(one): [p for p in own[one.point.name] if (p.metric, p.column) == (metric, "")]
                 for one in found
@@ -131,7 +133,7 @@ def _scatter(found: Sequence[Studied], pairs: Mapping[str, Sequence[Point]]) -> 
         )
         for metric in metrics
     ]
-    what = "Metrics, normalized over layers in each repeat, against the attacker's AUC"
+    what = "Metrics, normalized over layers in each repeat, against the attacker’s AUC"
     drawing = scatter_figure(panels, what, "layers-against-auc")
     return None if drawing is None else Picture("layers-against-auc", what, drawing)
 

@@ -35,6 +35,11 @@ class Quantity:
     column: str = ""
     attacked: bool = False
 
+    @property
+    def is_share(self) -> bool:
+        """Whether its values lie in [0, 1]."""
+        return self.attacked or self.unit.startswith("share")
+
 
 @dataclass(frozen=True)
 class Number:
@@ -100,8 +105,8 @@ def _several(values: Iterable[object]) -> bool:
 def summary(repeats: Sequence[Sequence[Number]]) -> Table:
     """Of each quantity at each layer the mean over repeats, with its 95 % Student t interval.
 
-    That of an AUC is cut at 0 and 1. What a single repeat told keeps its own interval; numbers
-    that are not finite are left out. Layers stand in the order of the forward pass.
+    That of an AUC or a share is cut at 0 and 1. What a single repeat told keeps its own interval;
+    numbers that are not finite are left out. Layers stand in the order of the forward pass.
     """
     found: dict[Quantity, dict[str, list[Number]]] = {}
     for number in (n for numbers in repeats for n in numbers):
@@ -117,7 +122,7 @@ def _mean(same: Sequence[Number]) -> Number:
     if len(known) < 2:
         return known[0] if known else replace(same[0], value=NOTHING, repeats=0)
     value = mean_interval(n.value.mean for n in known)
-    if known[0].quantity.attacked:
+    if known[0].quantity.is_share:
         value = replace(value, low=max(0.0, value.low), high=min(1.0, value.high))
     null = mean_interval(n.null for n in known).mean
     return replace(known[0], value=value, null=null, repeats=len(known))
@@ -194,9 +199,9 @@ def normalized(found: Sequence[Point]) -> list[Point]:
     ]
 
 
-def short_titles(quantities: Iterable[Quantity]) -> dict[str, str]:
+def short_titles(titles: Iterable[str]) -> dict[str, str]:
     """Titles without settings, where they tell quantities apart without them."""
-    whole = list(dict.fromkeys(quantity.title for quantity in quantities))
+    whole = list(dict.fromkeys(titles))
     bare = {title: re.sub(r" \(.*\)", "", title) for title in whole}
     counts = Counter(bare.values())
     return {title: short if counts[short] == 1 else title for title, short in bare.items()}

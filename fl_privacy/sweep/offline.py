@@ -102,6 +102,7 @@ class Measure(Component):
     """Which layer metrics are measured at every point, on whose samples.
 
     They are named one by one, so that each point has the same, and one that refuses is missed.
+    Each is a step of its own.
     """
 
     metrics: Annotated[
@@ -124,7 +125,12 @@ class Measure(Component):
     @property
     def title(self) -> str:
         """What it is called."""
-        return self.name or ", ".join(component.parse(spec)[0] for spec in self.metrics)
+        specs = ", ".join(self.metrics)
+        return f"{self.name}: {specs}" if self.name else specs
+
+    def each(self) -> tuple[Measure, ...]:
+        """One for each metric."""
+        return tuple(self.model_copy(update={"metrics": (spec,)}) for spec in self.metrics)
 
     @property
     def identity(self) -> dict[str, Any]:

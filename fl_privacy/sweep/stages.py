@@ -155,7 +155,7 @@ def _cell(sweep: Sweep, point: Point, seed: int, folder: Path) -> Cell:
     record = None if whole is None else settled(whole)
     values = {} if whole is None else values_of(whole)
     attacks = tuple(attack.filled(values) for attack in sweep.attacks)
-    measures = tuple(measure.filled(values) for measure in sweep.measures)
+    measures = tuple(one.filled(values) for measure in sweep.measures for one in measure.each())
     audited = None if record is None else {"audit": True, **record}
     if train == record and train is not None and audited is not None:
         both = _stage("train", folder, audited, None)
