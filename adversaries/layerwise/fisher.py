@@ -111,13 +111,11 @@ class FisherLeakage(Component):
     ) -> tuple[Tensor, Tensor]:
         """``||dg/dx||_F^2`` of each sample's own gradient, and its error: ``[n, layers]``."""
         squares, errors = [], []
-        for done, inputs, labels in chunks(data, self.chunk, network):
-            local = linearized(network, inputs, labels.to(inputs.device))
-            numbers = range(done - len(labels), done)
+        for numbers, inputs, labels in chunks(data, self.chunk, network, progress):
+            local = linearized(network, inputs, labels)
             norms, of_norms = probed_norms(local, self.probes, numbers, seed)
             squares.append(norms.square())
             errors.append(2 * norms * of_norms)
-            progress(done, len(data))
         return torch.cat(squares), torch.cat(errors)
 
 

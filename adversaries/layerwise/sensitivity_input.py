@@ -28,6 +28,7 @@ from adversaries.layerwise.sensitivity_table import (
     checked,
     chunks,
     columns_of,
+    gathered,
     networks,
     per_sample,
     stacked,
@@ -129,9 +130,8 @@ class InputSensitivity(Component):
             _refuse_large(network, pixels)
         scale = psi(network.sizes * pixels, self.norm)
         parts = []
-        for done, inputs, labels in chunks(data, self.chunk, network):
-            local = linearized(network, inputs, labels.to(inputs.device))
-            numbers = range(done - len(labels), done)
+        for numbers, inputs, labels in chunks(data, self.chunk, network, progress):
+            local = linearized(network, inputs, labels)
             norms, errors = self.norms(local, numbers, seed)
             spans = local.spans.double().cpu()
             spans = spans.where(spans > self.least_range, torch.nan)
@@ -142,8 +142,7 @@ class InputSensitivity(Component):
                     ERROR: errors / (scale * spans),
                 }
             )
-            progress(done, len(data))
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return gathered(parts)
 
     def norms(self, local: Linearized, numbers: range, seed: int) -> tuple[Tensor, Tensor]:
         """Norms ``[n, layers]`` of the samples of these ``numbers``, and their probes' errors."""

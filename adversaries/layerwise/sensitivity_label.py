@@ -33,6 +33,7 @@ from adversaries.layerwise.sensitivity_table import (
     checked,
     chunks,
     columns_of,
+    gathered,
     networks,
     per_sample,
     stacked,
@@ -113,11 +114,10 @@ class LabelSensitivity(Component):
     def at(self, network: Network, data: Samples, progress: Progress = silent) -> dict[str, Tensor]:
         """Every sample's sensitivities at one model: ``[n, layers]`` float64, NaN where dropped."""
         parts = []
-        for done, inputs, labels in chunks(data, self.chunk, network):
-            found = jacobians(network, inputs, labels.to(inputs.device), self.norm)
+        for _, inputs, labels in chunks(data, self.chunk, network, progress):
+            found = jacobians(network, inputs, labels, self.norm)
             parts.append(self.of_samples(found, network.sizes))
-            progress(done, len(data))
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return gathered(parts)
 
     def of_samples(self, found: Jacobians, sizes: Tensor) -> dict[str, Tensor]:
         """The same of some samples; ``sizes`` are those of the layers."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from adversaries.layerwise.batch_gradients import chosen_layers, global_models
 from adversaries.layerwise.sample_gradients import Network, sent_network
 from fl_privacy.layers import LayerMetricError
+from fl_privacy.protocols import Progress
 from fl_privacy.types import NonNegativeFloat, Observation, PositiveInt, Samples, Tensors
 
 LeastRange = Annotated[
@@ -65,18 +66,25 @@ def checked(samples: Samples | None, observations: Sequence[Observation]) -> Sam
     return samples
 
 
-def chunks(samples: Samples, size: int, network: Network) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """How many samples are done after each chunk; its inputs where and as the network computes.
+def chunks(
+    samples: Samples, size: int, network: Network, progress: Progress
+) -> Iterator[tuple[range, Tensor, Tensor]]:
+    """Numbers of some samples, their inputs where and as the network computes, and their labels.
 
-    Its labels stay on the CPU.
+    ``progress`` hears of a chunk when the next one is asked for.
     """
-    like = next(network.model.parameters())
-    done = 0
-    for inputs, labels in zip(
-        torch.split(samples.inputs, size), torch.split(samples.labels, size), strict=True
-    ):
-        done += len(labels)
-        yield done, inputs.to(like.device, like.dtype), labels.cpu()
+    like, n = next(network.model.parameters()), len(samples)
+    for start in range(0, n, size):
+        numbers = range(start, min(start + size, n))
+        some = slice(numbers.start, numbers.stop)
+        inputs, labels = samples.inputs[some], samples.labels[some]
+        yield numbers, inputs.to(like.device, like.dtype), labels.to(like.device)
+        progress(numbers.stop, n)
+
+
+def gathered(parts: Sequence[Tensors]) -> dict[str, Tensor]:
+    """Each quantity of all samples, ``[n, ...]``, from those of chunks."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def stacked(found: Sequence[Tensors]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from adversaries.layerwise.batch_gradients import (
     gradients_of,
 )
 from adversaries.layerwise.property_batches import BatchSize, PropertyName, draw_apart
-from adversaries.layerwise.sensitivity_table import checked
+from adversaries.layerwise.sensitivity_table import Layers, checked
 from adversaries.layerwise.subspaces import distance, small_factor
 from fl_privacy.component import Component
 from fl_privacy.layers import LayerMetricError, weight_of
@@ -55,7 +55,7 @@ class SubspaceDistance(Component):
     k: Annotated[PositiveInt, Field(description="dimension of the subspaces")] = 4
     batch_size: BatchSize = None
     permutations: Annotated[PositiveInt, Field(description="of labels, for the null")] = 19
-    layers: Annotated[tuple[str, ...], Field(description="layers to measure; none: all")] = ()
+    layers: Layers = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

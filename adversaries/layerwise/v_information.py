@@ -32,7 +32,7 @@ from adversaries.layerwise.property_batches import (
     shuffled,
     values_of,
 )
-from adversaries.layerwise.sensitivity_table import checked
+from adversaries.layerwise.sensitivity_table import Layers, checked
 from adversaries.layerwise.usable_information import (
     UsableInformation,
     in_sample_information,
@@ -79,7 +79,7 @@ class VInformation(Component):
     folds: Annotated[int, Field(ge=3, description="groups of people, tested in turn")] = 5
     permutations: Annotated[PositiveInt, Field(description="of the property, for the null")] = 19
     trees: Annotated[PositiveInt, Field(description="in the forest")] = 50
-    layers: Annotated[tuple[str, ...], Field(description="layers to measure; none: all")] = ()
+    layers: Layers = ()
 
     def measure(
         self,

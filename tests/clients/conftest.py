@@ -1,13 +1,22 @@
 """Messages and contexts made by hand: what a Flower run would hand to a client."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
+import torch
 from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.app.user_config import UserConfig
 
 Send = Callable[..., Message]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """The client sets its process to one thread; this process goes on as it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

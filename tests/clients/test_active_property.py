@@ -1,7 +1,7 @@
 """The active adversary: its two losses, its memory, and what the joint model tells afterwards."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from logging import getLogger
 from pathlib import Path
@@ -153,14 +153,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
         arrays[f"p_{split}"] = (x[:, 2, 2] > 0).astype(np.int64)
     np.savez(path, allow_pickle=False, **arrays)
     return f"npz(path={str(path)!r}, properties=('p_{{split}}',))"
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """The client sets its process to one thread; this process goes on as it was."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The Flower client as a whole, in this process, on messages made by hand."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,14 +45,6 @@ def content(state: State, **config: int) -> RecordDict:
 
 def returned(reply: Message) -> State:
     return dict(reply.content.array_records["sent"].to_torch_state_dict())
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """The client sets its process to one thread; this process goes on as it was."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import math
 import os
 import signal
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -156,13 +156,10 @@ RUN = {
 
 
 @pytest.fixture
-def train(
-    send: Callable[..., Message], node: Callable[..., Context]
-) -> Iterator[Callable[..., Message]]:
+def train(send: Callable[..., Message], node: Callable[..., Context]) -> Callable[..., Message]:
     """``train(out, changes, **node_config)``: the reply of one client."""
     task = create("datasets", "digits").task()
     state = create("models", str(RUN["model"])).build(task, seed=0).state_dict()
-    threads = torch.get_num_threads()
 
     def run(changes: dict[str, object], round: int = 1, **own: int | str) -> Message:
         config = ConfigRecord({"server-round": round})
@@ -170,8 +167,7 @@ def train(
         message = send(RecordDict({"arrays": arrays, "config": config}))
         return client_app.app(message, node({**RUN, **changes}, **own))
 
-    yield run
-    torch.set_num_threads(threads)
+    return run
 
 
 def test_a_client_charges_its_own_account_and_keeps_its_loss(

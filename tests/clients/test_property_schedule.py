@@ -1,7 +1,7 @@
 """Victims of property inference: what they train on in which round, alone and as Flower clients."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -130,14 +130,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
         arrays[f"glasses_{split}"] = (np.arange(n) % 3 == 0).astype(np.int64)
     np.savez(path, allow_pickle=False, **arrays)
     return f"npz(path={str(path)!r}, properties=('glasses_{{split}}',))"
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """The client sets its process to one thread; this process goes on as it was."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

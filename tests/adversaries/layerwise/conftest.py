@@ -118,3 +118,17 @@ def observed() -> Callable[..., list[Observation]]:
 def samples() -> Callable[..., Samples]:
     """What draws samples: ``samples(n=5, task=TASK)``."""
     return draw
+
+
+@pytest.fixture
+def silenced() -> tuple[nn.Module, Samples, Tensor]:
+    """A network none of whose units the first of four samples activates; which samples do."""
+    model, data = make("rectified"), draw(4)
+    first = model.get_submodule("1")
+    with torch.no_grad():
+        seen = TASK.normalize(data.inputs).flatten(1)
+        model.get_parameter("1.bias").sub_(first(seen)[0].max() + 1e-3)
+        others = first(seen).amax(1) > 0
+    assert not others[0]
+    assert others.any()
+    return model, data, others
