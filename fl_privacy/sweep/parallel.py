@@ -192,13 +192,17 @@ def private_ray(cpus: int, gpus: int = 0) -> Iterator[None]:
     """A Ray of this process's own, whatever others there are; nothing of it outlives the block.
 
     Raises:
-        RayTimeoutError: it did not start in time.
+        RayTimeoutError: it did not start in time, twice.
     """
     mark = secrets.token_hex(16)
     with short_folder() as home, signals_raise():
         try:
             with _environment({**_ENVIRONMENT, _MARK: mark}):
-                _start(cpus, gpus, str(home))
+                try:
+                    _start(cpus, gpus, str(home))
+                except RayTimeoutError:  # which another attempt may survive
+                    end(f"{_MARK}={mark}")
+                    _start(cpus, gpus, str(home))
             with signals_raise():  # Ray has put its own in their place
                 yield
         finally:
