@@ -38,6 +38,13 @@ class Picture:
     caption: str
     drawing: Markup
 
+    @property
+    def width(self) -> int:
+        """Pixels at which its letters are as large as those of the page, 860 at most."""
+        box = re.search(r'viewBox="0 0 ([0-9.]+) ', str(self.drawing))
+        assert box is not None
+        return min(860, round(1.8 * float(box[1])))
+
 
 def palette(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Color and marker of each defense, in the order of the file."""
