@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -101,10 +101,12 @@ class Broken(Norm):
 
 
 @pytest.fixture(autouse=True)
-def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def _installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     kinds = {kind.__name__.lower(): f"{__name__}:{kind.__name__}" for kind in (Norm, Share)}
     install(monkeypatch, kinds)
     CALLS.clear()
+    yield
+    component.installed.cache_clear()
 
 
 def install(monkeypatch: pytest.MonkeyPatch, kinds: dict[str, str]) -> None:

@@ -10,7 +10,8 @@ KILLS = 50
 
 # Forks a warm process, because importing torch 50 times would take minutes. The child
 # acknowledges each reply on a pipe after `extend` has returned; odd attempts write whole
-# rounds, as the strategy does, even ones single replies.
+# rounds, as the strategy does, even ones single replies. It is killed a random moment after a
+# random number of replies, so that a busy machine makes no difference.
 DRIVER = """
 import os, random, signal, sys, time
 from pathlib import Path
@@ -48,11 +49,14 @@ for kill in range(kills):
         work(write)
         os._exit(0)
     os.close(write)
-    time.sleep(rng.uniform(0, 0.06))
+    acks, wanted = b"", 4 * rng.randrange(12)
+    while len(acks) < wanted:
+        acks += os.read(read, wanted - len(acks)) or sys.exit("the writer ended by itself")
+    time.sleep(rng.uniform(0, 0.01))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     with os.fdopen(read, "rb") as pipe:
-        acks = pipe.read()
+        acks += pipe.read()
     if acks:
         attempt = int.from_bytes(acks[:4], "big")
         acknowledged[attempt] = len(acks) // 4
