@@ -150,15 +150,16 @@ def of_nodes(observations: list[Observation], nodes: Collection[str]) -> list[Ob
     return found
 
 
-def execute(job: Job, *, progress: Progress = silent) -> ResultSet:
+def execute(job: Job, *, progress: Progress = silent, wait: bool = False) -> ResultSet:
     """Attack and write the results of ``job``, which are returned; what is done is not repeated.
 
-    The files in its folder hold every target that was ever attacked in this way.
+    The files in its folder hold every target that was ever attacked in this way. ``wait`` for
+    another process that is writing them, instead of refusing.
 
     Raises:
         ResultError: the folder cannot be written, or another process is writing it.
     """
-    with ResultWriter.open(job.folder, job.config) as writer:
+    with ResultWriter.open(job.folder, job.config, wait=wait) as writer:
         pending = [o for o in job.observations if o.key not in writer.done]
         results = job.adversary.attack(
             pending, seed=job.config.seed, device=job.device, progress=progress

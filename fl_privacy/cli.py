@@ -520,7 +520,7 @@ def sweep(
         int | None,
         typer.Option(
             min=1,
-            help="Attacks at once, a process of one thread each; 1: in this process.",
+            help="Analyses at once, a process of one thread each; 1: in this process.",
             show_default="cores; on a GPU 1",
         ),
     ] = None,

@@ -77,15 +77,17 @@ class ResultWriter:
         self._done = frozenset(chunk_by_key(folder, config))
 
     @classmethod
-    def open(cls, folder: Path, config: ResultConfig) -> Self:
+    def open(cls, folder: Path, config: ResultConfig, *, wait: bool = False) -> Self:
         """Start an analysis in ``folder``, or go on with the one it holds.
+
+        ``wait`` for another process that is writing it, instead of refusing.
 
         Raises:
             ResultError: the folder holds another analysis, is being written by another
                 process, or cannot be written.
         """
         with ExitStack() as lock:
-            lock.callback(os.close, own(folder))
+            lock.callback(os.close, own(folder, wait=wait))
             if (folder / "config.json").exists():
                 config = same_analysis(folder, read_config(folder), config)
             put([(folder / "config.json", config_bytes(config))], folder)

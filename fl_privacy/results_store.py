@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -12,28 +13,41 @@ from pathlib import Path
 from fl_privacy.recording_store import write_atomically
 from fl_privacy.results_format import ResultError
 
+BUSY_SECONDS = 0.2
 
-def own(folder: Path) -> int:
+
+def own(folder: Path, *, wait: bool = False) -> int:
     """Lock a result folder, made if missing, until the descriptor is closed or the process ends.
+
+    ``wait`` until it is free; in sleeps, which every interruption ends.
 
     Raises:
         ResultError: another process holds it, or it cannot be made.
     """
+    while (descriptor := _locked(folder)) is None:
+        if not wait:
+            raise ResultError(
+                f"{folder}: another process is writing this very analysis; "
+                f"repeat the command when that has ended, and it goes on from there"
+            )
+        time.sleep(BUSY_SECONDS)
+    return descriptor
+
+
+def _locked(folder: Path) -> int | None:
+    """The descriptor of a locked folder; None where another holds it, or has just removed it."""
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise unwritable(folder, error) from None
-    try:
+    with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise ResultError(
-            f"{folder}: another process is writing this very analysis; "
-            f"repeat the command when that has ended, and it goes on from there"
-        ) from None
-    return descriptor
+        if os.path.samestat(os.fstat(descriptor), folder.stat()):
+            return descriptor
+    os.close(descriptor)
+    return None
 
 
 def remove_unused(folder: Path) -> None:

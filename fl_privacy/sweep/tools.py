@@ -66,13 +66,13 @@ class RealTools:
         return plans_of(run, plan)
 
     def attack(self, run: Path, plan: Plan, told: Told) -> ResultSet:
-        """Attack a recording offline."""
-        return execute(prepare(run, plan), progress=heard(told))
+        """Attack a recording offline; two attacks may ask for the same, side by side."""
+        return execute(prepare(run, plan), progress=heard(told), wait=True)
 
     def guess(self, run: Path, plan: Plan, told: Told) -> ResultSet:
         """Guess the same targets without looking."""
         job, _ = prepare_baseline(run, plan)
-        return execute(job, progress=heard(told))
+        return execute(job, progress=heard(told), wait=True)
 
     def measure(self, run: Path, plan: MeasurePlan, told: Told) -> list[Path]:
         """Measure each metric of a plan; what the run holds already is read.

@@ -260,6 +260,25 @@ def test_an_analysis_has_one_writer_at_a_time(tmp_path: Path) -> None:
     assert [r["key"] for r in ResultSet(tmp_path).rows()] == ["0a", "0b"]
 
 
+@pytest.mark.parametrize("error", [None, ValueError("refused")])
+def test_a_writer_that_waits_goes_on_from_what_the_other_left(
+    error: ValueError | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "results" / "x"
+    first = ResultWriter.open(folder, config())
+
+    def meanwhile(seconds: float) -> None:
+        if error is None:
+            first.write_chunk([row("0a")], {"0a": made("0a")})
+        first.__exit__(type(error) if error else None, error, None)
+
+    monkeypatch.setattr("fl_privacy.results_store.time.sleep", meanwhile)
+    with ResultWriter.open(folder, config(), wait=True) as second:
+        assert second.done == (set() if error else {"0a"})
+        second.write_chunk([row("0b")], {"0b": made("0b")})
+    assert [r["key"] for r in ResultSet(folder).rows()][-1] == "0b"
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("in the way")
     with pytest.raises(ResultError, match=r"results.*cannot be written \(.*copy the run"):

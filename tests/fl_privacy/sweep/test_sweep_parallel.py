@@ -205,8 +205,9 @@ def test_all_that_is_worked_at_is_shown(request_of: Any) -> None:
     assert board.row("none")[1] == "seed 1, attacking: analytic: 10 %"
     assert board.clock.left["attack"] == 2 * 4 - 1
     board.started(last)
-    shown = list(board.table().columns[0].cells)
-    assert shown == ["noise-0.1", "noise-0.2", "clip-1"][-len(shown) :] or "none" in shown
+    assert list(board.table().columns[0].cells) == ["none", "noise-0.1", "noise-0.2"]
+    board.ended(second, 1.0, "refused")
+    assert list(board.table().columns[0].cells) == ["noise-0.1", "noise-0.2", "clip-1"]
 
 
 @pytest.mark.parametrize(
