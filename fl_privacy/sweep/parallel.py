@@ -6,13 +6,10 @@ timed while attacks run. A process computes the same numbers whatever runs besid
 
 from __future__ import annotations
 
-import logging
-import os
-import secrets
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,25 +21,13 @@ from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 from ray.util.queue import Queue
 
 from fl_privacy.plan import resolve_device
-from fl_privacy.processes import end
-from fl_privacy.simulation import RAY_TIMEOUT, RayTimeoutError
-from fl_privacy.superlink import short_folder, signals_ignored, signals_raise
+from fl_privacy.superlink import signals_ignored
+from fl_privacy.sweep.private_ray import private_ray
 from fl_privacy.sweep.running import Step, Tools, Watch, trouble
 
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
 """How long an interrupted analysis has to write its finished targets."""
-
-_MARK = "FL_PRIVACY_WORKERS"
-_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-_STORE_BYTES = 80 * 2**20
-"""Nearly the least that Ray takes; what passes through it is a few words."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +152,10 @@ def _error(future: Future[str]) -> str:
     try:
         return future.result()
     except (WorkerCrashedError, OutOfMemoryError) as death:
-        reason = str(death).strip().partition("\n")[0]
+        reason = "" if isinstance(death, WorkerCrashedError) else " for want of memory"
         return (
-            f"its process died ({reason}): if memory ran out, repeat the command with fewer "
-            f"--workers; targets that were written are kept"
+            f"its process died{reason}; what it wrote is kept: repeat the command, with fewer "
+            f"--workers where memory is short"
         )
     except RayTaskError as error:
         raise error.cause from error
@@ -185,60 +170,3 @@ def gpus_for(device: str) -> int:
 def gpu_share(workers: int, gpus: int) -> float:
     """The share of a GPU that lets ``workers`` run at once, spread evenly."""
     return 1 / -(-workers // gpus) if gpus else 0.0
-
-
-@contextmanager
-def private_ray(cpus: int, gpus: int = 0) -> Iterator[None]:
-    """A Ray of this process's own, whatever others there are; nothing of it outlives the block.
-
-    Raises:
-        RayTimeoutError: it did not start in time, twice.
-    """
-    mark = secrets.token_hex(16)
-    with short_folder() as home, signals_raise():
-        try:
-            with _environment({**_ENVIRONMENT, _MARK: mark}):
-                try:
-                    _start(cpus, gpus, str(home))
-                except RayTimeoutError:  # which another attempt may survive
-                    end(f"{_MARK}={mark}")
-                    _start(cpus, gpus, str(home))
-            with signals_raise():  # Ray has put its own in their place
-                yield
-        finally:
-            with signals_ignored():
-                ray.shutdown()
-                end(f"{_MARK}={mark}")
-
-
-def _start(cpus: int, gpus: int, home: str) -> None:
-    try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            num_gpus=gpus,
-            object_store_memory=_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            _temp_dir=home,
-        )
-    except Exception as error:  # Ray has no type for it
-        if "timed out during startup" not in str(error):
-            raise
-        raise RayTimeoutError(RAY_TIMEOUT) from error
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for what is started in the block, and passed on by it."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -21,7 +21,8 @@ from rich.console import Console
 from fl_privacy.component import ComponentError
 from fl_privacy.sweep.command import workers_for
 from fl_privacy.sweep.live import Board, Clock
-from fl_privacy.sweep.parallel import gpu_share, private_ray, side_by_side
+from fl_privacy.sweep.parallel import gpu_share, side_by_side
+from fl_privacy.sweep.private_ray import private_ray
 from fl_privacy.sweep.results import measure
 from fl_privacy.sweep.running import run_sweep, steps
 from fl_privacy.sweep.table import csv_text
