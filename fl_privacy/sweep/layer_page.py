@@ -140,13 +140,15 @@ def _scatter(found: Sequence[Studied], pairs: Mapping[str, Sequence[Point]]) -> 
 
 def _predictions(every: Sequence[Point]) -> list[dict[str, Any]]:
     """Correlations of metrics as they are and normalized; then those of their other columns."""
-    blocks = [("As measured", list(every)), ("Normalized over layers", normalized(every))]
-    found = []
-    for title, some in blocks:
-        main = [point for point in some if not point.column]
-        rest = [point for point in some if point.column]
-        found.append({"title": title, "closed": False, "lines": prediction_lines(main)})
-        found.append(
-            {"title": f"{title}: other columns", "closed": True, "lines": prediction_lines(rest)}
-        )
+    main = [point for point in every if not point.column]
+    rest = [point for point in every if point.column]
+    blocks = [
+        ("As measured", False, main),
+        ("Normalized over layers", False, normalized(main)),
+        ("Other columns, as measured", True, rest),
+    ]
+    found = [
+        {"title": title, "closed": closed, "lines": prediction_lines(some)}
+        for title, closed, some in blocks
+    ]
     return [block for block in found if block["lines"]]
