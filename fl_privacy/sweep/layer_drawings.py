@@ -82,7 +82,7 @@ def scatter_figure(
     across = min(ACROSS, len(panels))
     rows = math.ceil(len(panels) / across)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(0.6 + 2.4 * across, 0.5 + 2.3 * rows), layout="constrained")
+        figure = Figure(figsize=(0.6 + 2.4 * across, 0.3 + 2.3 * rows), layout="constrained")
         grid = figure.subplots(rows, across, sharex=True, sharey=True, squeeze=False)
         for axes, panel in zip_longest(grid.flat, panels):
             if panel is None:
@@ -95,7 +95,7 @@ def scatter_figure(
                     [p.value for p in own],
                     [p.auc for p in own],
                     linestyle="none",
-                    marker=MARKERS[i % len(MARKERS)],
+                    marker=_marker(i),
                     color=SERIES[i % len(SERIES)],
                     markersize=3.2,
                     alpha=0.65,
@@ -138,18 +138,19 @@ def axis_figure(
     across = min(ACROSS, len(panels))
     rows = math.ceil(len(panels) / across)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(0.6 + 2.5 * across, 0.6 + 2.2 * rows), layout="constrained")
+        figure = Figure(figsize=(0.6 + 2.5 * across, 0.3 + 2.2 * rows), layout="constrained")
         grid = figure.subplots(rows, across, squeeze=False)
         for axes, panel in zip_longest(grid.flat, panels):
             if panel is None:
                 axes.set_visible(False)
                 continue
-            for line in panel.lines:
-                _line(axes, line, labels.index(line.label), len(panel.lines))
+            for number, line in enumerate(panel.lines):
+                beside = 0.16 * (number / max(len(panel.lines) - 1, 1) - 0.5)
+                _line(axes, line, labels.index(line.label), beside)
             if any(math.isfinite(value) for value in panel.null):
                 axes.plot(panel.null, color=GUESS, linestyle=":", linewidth=1.4)
             _titled(axes, panel.title, 30)
-            axes.set_ylabel("\n".join(wrap(panel.unit, 34)))
+            axes.set_ylabel("\n".join(wrap(panel.unit, 26)))
             axes.set_xticks(range(len(ticks)), ticks)
             axes.set_xlabel(axis)
             axes.margins(x=0.12)
@@ -159,17 +160,16 @@ def axis_figure(
         return colored(svg(figure, key, what))
 
 
-def _line(axes: Axes, line: Line, i: int, of: int) -> None:
-    """Slightly beside the others, so that intervals do not hide each other."""
+def _line(axes: Axes, line: Line, i: int, beside: float) -> None:
+    """In the style of series ``i``, ``beside`` its place so that intervals hide no others."""
     color = SERIES[i % len(SERIES)]
-    beside = 0.16 * (i / max(of - 1, 1) - 0.5)
     x = [place + beside for place in range(len(line.values))]
     axes.plot(
         x,
         [value.mean for value in line.values],
         color=color,
         linestyle=DASHES[i // len(SERIES) % len(DASHES)],
-        marker=MARKERS[i % len(MARKERS)],
+        marker=_marker(i),
         markersize=3.5,
         linewidth=1.2,
     )
@@ -197,10 +197,10 @@ def _outer_labels(grid: object, panels: int, x: str, y: str) -> None:
 
 
 def _legend(figure: Figure, labels: Sequence[str], *, dotted: str, lines: bool = False) -> None:
-    """Below the panels, as many beside each other as their widths allow."""
+    """Below the panels, as many beside each other as fit; the figure grows by its lines."""
     handles = [
         Line2D(
-            [], [], color=SERIES[i % len(SERIES)], marker=MARKERS[i % len(MARKERS)], markersize=4,
+            [], [], color=SERIES[i % len(SERIES)], marker=_marker(i), markersize=4,
             linestyle=DASHES[i // len(SERIES) % len(DASHES)] if lines else "none", linewidth=1.2,
             label=_short(label),
         )
@@ -208,11 +208,15 @@ def _legend(figure: Figure, labels: Sequence[str], *, dotted: str, lines: bool =
     ]  # fmt: skip
     handles.append(Line2D([], [], color=GUESS, linestyle=":", label=dotted))
     widest = max(len(_short(label)) for label in (*labels, dotted))
-    room = int(figure.get_figwidth() * 72 / (5 * widest + 34))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=max(1, min(room, len(handles))),
-        frameon=False,
-    )  # fmt: skip
+    room = int(figure.get_figwidth() * 72 / (4.5 * widest + 34))
+    across = max(1, min(room, len(handles)))
+    figure.set_figheight(figure.get_figheight() + 0.16 * math.ceil(len(handles) / across))
+    figure.legend(handles=handles, loc="outside lower center", ncols=across, frameon=False)
+
+
+def _marker(i: int) -> str:
+    """Another one where colors come again."""
+    return MARKERS[(i + i // len(SERIES)) % len(MARKERS)]
 
 
 def _short(text: str, limit: int = 60) -> str:

@@ -122,12 +122,14 @@ def _scatter(found: Sequence[Studied], pairs: Mapping[str, Sequence[Point]]) -> 
     """Each metric, normalized over layers, against the AUC; a color a point of the sweep."""
     own = {one.point.name: normalized(pairs[one.point.name]) for one in found}
     metrics = list(dict.fromkeys(p.metric for each in own.values() for p in each if not p.column))
-    titles = short_titles(metrics)
+    titles, several = short_titles(metrics), len({one.point.label for one in found}) > 1
     panels = [
         (
             plain(titles[metric]),
             {
-                _name(one): [p for p in own[one.point.name] if (p.metric, p.column) == (metric, "")]
+                _series(one, several): [
+                    p for p in own[one.point.name] if (p.metric, p.column) == (metric, "")
+                ]
                 for one in found
             },
         )
@@ -136,6 +138,12 @@ def _scatter(found: Sequence[Studied], pairs: Mapping[str, Sequence[Point]]) -> 
     what = "Metrics, normalized over layers in each repeat, against the attacker’s AUC"
     drawing = scatter_figure(panels, what, "layers-against-auc")
     return None if drawing is None else Picture("layers-against-auc", what, drawing)
+
+
+def _series(one: Studied, several: bool) -> str:
+    """A point in a legend: axes without names where their values speak, and its defense."""
+    axes = [str(v) if isinstance(v, str) else f"{k} {v}" for k, v in one.point.axes]
+    return ", ".join([*axes, *[one.point.label] * several]) or one.point.label
 
 
 def _predictions(every: Sequence[Point]) -> list[dict[str, Any]]:

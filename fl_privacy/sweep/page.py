@@ -98,12 +98,7 @@ def render(
         failed=failed,
         points=len(found),
         layers=layers,
-        reconstructs=any(
-            "mse" in adversary.metrics
-            for measured in found
-            for attacked in measured.attacks
-            for adversary in attacked.adversaries
-        ),
+        reconstructs=any(a.reconstructs for measured in found for a in measured.attacks),
         groups=[
             {
                 "title": group,
@@ -157,6 +152,8 @@ def strips_of(sweep: Sweep, found: Sequence[Measured], group: str) -> Iterator[P
             rows = [(m.point.strength or "defended", m) for m in mine]
             if free is not None:
                 rows = [("undefended", free), *rows]
+            if not any(a.reconstructs for _, m in rows if (a := m.attacked(attack.title))):
+                continue
             name = _file("strip", group, attack.title, defense)
             what = f"Images and what {attack.title} made of them under {defense}"
             drawing = strip_figure(rows, attack.title, what, name)

@@ -84,6 +84,11 @@ class Attacked:
         return self.adversaries[0]
 
     @property
+    def reconstructs(self) -> bool:
+        """Whether it makes images, and so has an error; else it infers something about them."""
+        return STRONGEST_BY in self.plain.metrics
+
+    @property
     def strongest(self) -> Adversary:
         """The one with the smallest mean error, plain or adaptive: a rule over all targets.
 
