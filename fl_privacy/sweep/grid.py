@@ -9,21 +9,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
-from fl_privacy.component import Component, describe
-from fl_privacy.settings import RunSettings, Scalar
+from fl_privacy.component import Component
+from fl_privacy.settings import Scalar
 from fl_privacy.sweep.filling import (
     AUXILIARY,
     CLIENTS,
@@ -34,56 +27,7 @@ from fl_privacy.sweep.filling import (
     places,
 )
 from fl_privacy.sweep.offline import Attack, Measure, underscored
-
-OWN_KEYS: Mapping[str, str] = {
-    "client-defense": "the tables [defenses.NAME] set it",
-    "seed": "the list seeds sets it",
-    "out-dir": "the option --out sets it",
-    "resume": "a sweep resumes by itself",
-    "initial-model": f"{FROM_TRAINED} = true in [record] sets it",
-}
-"""Settings that a sweep fills in, and where they come from."""
-
-
-def _hyphens(table: Any) -> Any:
-    """Keys as the run config writes them."""
-    if not isinstance(table, dict):
-        return table
-    return {str(key).replace("_", "-"): value for key, value in table.items()}
-
-
-def _known(table: dict[str, Scalar]) -> dict[str, Scalar]:
-    """A table of run settings, each key and value checked.
-
-    Raises:
-        ValueError: a key that is no setting, that the sweep sets, or a wrong value.
-    """
-    for key, why in OWN_KEYS.items():
-        if key in table:
-            raise ValueError(f"{key} is not set here: {why}")
-    clients = table.get(CLIENTS, 1)
-    if isinstance(clients, bool) or not isinstance(clients, int) or clients < 1:
-        raise ValueError(f"{CLIENTS}: expected a whole number above 0, got {clients!r}")
-    settings = {k: v for k, v in table.items() if k not in (CLIENTS, FROM_TRAINED)}
-    try:
-        RunSettings.model_validate(settings)
-    except ValidationError as error:
-        if any(detail["loc"] for detail in error.errors()):
-            raise ValueError(describe("run config", RunSettings, error)) from None
-        # what settings need of each other is checked of each point, to which an axis may add it
-    return table
-
-
-def _without_start(table: dict[str, Scalar]) -> dict[str, Scalar]:
-    if FROM_TRAINED in table:
-        raise ValueError(f"{FROM_TRAINED} belongs in [record]")
-    return table
-
-
-Table = Annotated[dict[str, Scalar], BeforeValidator(_hyphens), AfterValidator(_known)]
-"""Run settings by name, hyphens or underscores, and ``clients``."""
-
-RunTable = Annotated[Table, AfterValidator(_without_start)]
+from fl_privacy.sweep.run_tables import RunTable, Table, hyphens, known
 
 
 class DefenseLine(Component):
@@ -132,7 +76,7 @@ class Sweep(Component):
     ] = None
     axes: Annotated[
         dict[str, tuple[Scalar, ...]],
-        BeforeValidator(_hyphens),
+        BeforeValidator(hyphens),
         Field(
             default_factory=dict,
             description="run settings, or names that stand in texts as {name}, to cross with all",
@@ -184,7 +128,7 @@ class Sweep(Component):
             if key in texts and key not in (*SETTINGS, CLIENTS):
                 continue
             for value in values:
-                _known({key: value})
+                known({key: value})
 
     def points(self) -> list[Point]:
         """Every combination of axes, defense and strength, in the order of the file.
