@@ -40,6 +40,12 @@ def weight_layers(model: nn.Module, task: Task) -> tuple[str, ...]:
     return tuple(used)
 
 
+def trained_layers(model: nn.Module, task: Task) -> tuple[str, ...]:
+    """The `weight_layers` whose weight is trained: an update tells nothing of a frozen one."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return tuple(name for name in weight_layers(model, task) if weight_of(name) in trained)
+
+
 def weight_of(layer: str) -> str:
     """Name of a layer's weight; a network that is nothing but the layer has no prefix."""
     return f"{layer}.weight".lstrip(".")

@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from adversaries.local_steps import skeleton
 from fl_privacy.component import meant
-from fl_privacy.layers import LayerMetricError, weight_layers, weight_of
+from fl_privacy.layers import LayerMetricError, trained_layers, weight_of
 from fl_privacy.seeding import derive_seed
 from fl_privacy.types import Exchange, LocalTraining, Observation, Samples, Tensors
 
@@ -32,18 +32,37 @@ def global_models(observations: Sequence[Observation]) -> tuple[Exchange, ...]:
 
 
 def chosen_layers(observation: Observation, wanted: Sequence[str]) -> tuple[str, ...]:
-    """The layers of the network that are ``wanted``, all for none, in forward order.
+    """The `trained_layers` of the network that are ``wanted``, all for none, in forward order.
 
     Raises:
-        LayerMetricError: one that does not exist.
+        LayerMetricError: one that does not exist, or none exists.
     """
-    there = weight_layers(observation.model(), observation.task)
+    there = trained_layers(observation.model(), observation.task)
+    if not there:
+        raise LayerMetricError(
+            "the network has no layer with a weight of two or more dimensions that is trained"
+        )
     for name in wanted:
         if name not in there:
             raise LayerMetricError(
-                f"no layer {name!r}{meant(name, there)}; layers: {', '.join(there)}"
+                f"no layer {name!r} that is trained{meant(name, there)}; layers: {', '.join(there)}"
             )
     return tuple(name for name in there if not wanted or name in wanted)
+
+
+def refuse_divergence(models: Sequence[Exchange]) -> None:
+    """Check that the `global_models` are made of numbers; each is read once.
+
+    Raises:
+        LayerMetricError: one is not.
+    """
+    for sent in models:
+        for name, tensor in (*sent.parameters.items(), *sent.buffers.items()):
+            if not tensor.isfinite().all():
+                raise LayerMetricError(
+                    f"the global model of round {sent.round} holds values that are not finite, "
+                    f"first in {name}: training has diverged, so choose an earlier round"
+                )
 
 
 def batch_size_of(observation: Observation, given: int | None) -> int:
@@ -71,12 +90,15 @@ def gradients_of(
 
     ``batches`` hold indices of ``samples``, ``at`` which of the `global_models` each one is
     taken at, in whose order they come. Batch norm is in the clients' mode (train: statistics
-    of the batch alone) and dropout, if there is any, drops, as in local training.
+    of the batch alone, eval: the running ones that were sent) and dropout, if there is any, drops,
+    as in local training.
     """
     first, models = observations[0], global_models(observations)
     network = dropping(skeleton(first.model(), first.local_training or LocalTraining())).to(device)
+    kept = dict(network.named_buffers())  # in train mode batch norm has none to be given
     for place in sorted(set(at)):
-        sent = {**models[place].parameters, **models[place].buffers}
+        buffers = {n: b for n, b in models[place].buffers.items() if n in kept}
+        sent = {**models[place].parameters, **buffers}
         state = {name: tensor.to(device) for name, tensor in sent.items()}
         for i in (i for i, other in enumerate(at) if other == place):
             inputs = first.task.normalize(samples.inputs[batches[i]].to(device))

@@ -9,7 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adversaries.layerwise.batch_gradients import chosen_layers, global_models
+from adversaries.layerwise.batch_gradients import (
+    chosen_layers,
+    global_models,
+    refuse_divergence,
+)
 from adversaries.layerwise.sample_gradients import Network, sent_network
 from fl_privacy.layers import LayerMetricError
 from fl_privacy.protocols import Progress
@@ -36,17 +40,16 @@ def networks(
     """
     models, first = global_models(observations), observations[0]
     layers = chosen_layers(first, wanted)
-    if not layers:
-        raise LayerMetricError("the network has no layer with a weight of two or more dimensions")
     for sent in models:
         yield sent_network(first.model, first.task, sent, layers, device)
 
 
 def checked(samples: Samples | None, observations: Sequence[Observation]) -> Samples:
-    """Samples that fit the task.
+    """Samples that fit the task, to be measured on at global models that are finite.
 
     Raises:
-        LayerMetricError: none, of another shape, or with labels that are no classes of the task.
+        LayerMetricError: none, of another shape, or with labels that are no classes of the task;
+            or a global model whose training has diverged.
     """
     if not samples or not observations:
         what = "observation" if samples else "sample"
@@ -63,6 +66,7 @@ def checked(samples: Samples | None, observations: Sequence[Observation]) -> Sam
             f"expected labels 0 to {task.classes - 1}, got {low} to {high}: give data of the "
             f"recorded task"
         )
+    refuse_divergence(global_models(observations))
     return samples
 
 
