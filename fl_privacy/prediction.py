@@ -1,17 +1,19 @@
-"""Do metrics predict what an attacker achieves? Their correlation with its AUC, layer by layer.
+"""Do metrics predict what an attacker achieves? Their correlation with its AUC over layers.
 
-As Figs. 1 to 3 of Mo et al., https://arxiv.org/abs/2010.08762: over layers, properties and, where
-points of several runs are brought together, models and repeats.
+As Figs. 1 to 3 of Mo et al., https://arxiv.org/abs/2010.08762: over the layers of a network, as a
+mean over properties and attackers and, where points of several runs are brought together, over
+repeats and models.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fl_privacy.component import parse
 from fl_privacy.layer_results import Measurement
-from fl_privacy.metrics.correlation import Correlation, correlate
+from fl_privacy.metrics.correlation import Correlation, Profile, correlate
 from fl_privacy.metrics.statistics import Interval
 
 
@@ -34,7 +36,8 @@ class Point:
     """One number of a metric at one layer beside the AUC there.
 
     ``column`` is empty for the metric's own value. Points of one ``group`` (run, property,
-    attacker and global model) may depend on each other.
+    attacker and global model) differ in the layer alone. ``network`` names the layers that were
+    measured: networks that have the same ones count as one.
     """
 
     metric: str
@@ -43,6 +46,8 @@ class Point:
     group: Hashable
     value: float
     auc: float
+    run: str = ""
+    network: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,6 @@ class Prediction:
 
     metric: str
     column: str
-    layers: int
     pearson: Correlation
     spearman: Correlation
 
@@ -69,6 +73,8 @@ def points(measured: Iterable[Measurement], aucs: Sequence[LayerAuc], run: str =
             group=(run, attack.property, attack.attacker, found.config.rounds),
             value=value,
             auc=attack.auc.mean,
+            run=run,
+            network=found.layers,
         )
         for found in measured
         for attack in aucs
@@ -98,16 +104,29 @@ def words(settings: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
-def predictions(found: Sequence[Point], *, least: int = 3, seed: int = 0) -> list[Prediction]:
-    """Correlations of each metric and column that varies, where ``least`` layers have an AUC."""
+def predictions(found: Sequence[Point], *, seed: int = 0) -> list[Prediction]:
+    """Correlations of each metric and column, where three layers or more have an AUC."""
     told = []
     for metric, column in dict.fromkeys((p.metric, p.column) for p in found):
-        own = [p for p in found if (p.metric, p.column) == (metric, column)]
-        layers = len({p.layer for p in own})
-        if layers < least or len({p.value for p in own}) < 2:
-            continue
-        x, y, groups = [p.value for p in own], [p.auc for p in own], [p.group for p in own]
-        pearson = correlate(x, y, kind="pearson", groups=groups, seed=seed)
-        spearman = correlate(x, y, kind="spearman", groups=groups, seed=seed)
-        told.append(Prediction(metric, column, layers, pearson, spearman))
+        own = profiles([p for p in found if (p.metric, p.column) == (metric, column)])
+        pearson = correlate(own, kind="pearson", seed=seed)
+        spearman = correlate(own, kind="spearman", seed=seed)
+        if math.isfinite(pearson.interval.mean):
+            told.append(Prediction(metric, column, pearson, spearman))
     return told
+
+
+def profiles(found: Iterable[Point]) -> list[Profile]:
+    """What each group of the points of one metric and column says of its layers."""
+    groups: dict[Hashable, list[Point]] = {}
+    for point in found:
+        groups.setdefault((point.network, point.group), []).append(point)
+    return [
+        Profile(
+            network=own[0].network,
+            run=own[0].run,
+            x={p.layer: p.value for p in own},
+            y={p.layer: p.auc for p in own},
+        )
+        for own in groups.values()
+    ]

@@ -62,17 +62,26 @@ def prediction_table(
             "column": spoken(one.column),
             "pearson": correlation_in_words(one.pearson),
             "spearman": correlation_in_words(one.spearman),
-            "points": f"{count(one.layers, 'layer')}, {count(one.pearson.interval.n, 'pair')}",
+            "over": over_in_words(one.pearson),
         }
         for one in predictions(points(found, aucs))
-        if math.isfinite(one.pearson.interval.mean)
     ]
 
 
 def correlation_in_words(one: Correlation) -> str:
-    """Coefficient, interval and p."""
+    """Coefficient, interval and p; then the interval over repeats, where there are several."""
     p = "p < 0.001" if one.p < 0.001 else f"p {one.p:.3f}"
-    return f"{interval_in_words(one.interval)}, {p}"
+    said = f"{interval_in_words(one.interval)}, {p}"
+    if one.repeats.n < 2:
+        return said
+    low, high = (f"{end:.2f}".replace("-", "−") for end in (one.repeats.low, one.repeats.high))
+    return f"{said}; over repeats [{low}, {high}]"
+
+
+def over_in_words(one: Correlation) -> str:
+    """``5 layers of 1 network, 20 runs``."""
+    layers = f"{count(one.interval.n, 'layer')} of {count(one.networks, 'network')}"
+    return f"{layers}, {count(one.repeats.n, 'run')}"
 
 
 def interval_in_words(value: Interval) -> str:

@@ -147,14 +147,10 @@ def _series(one: Studied, several: bool) -> str:
 
 
 def _predictions(every: Sequence[Point]) -> list[dict[str, Any]]:
-    """Correlations of metrics as they are and normalized; then those of their other columns."""
+    """Correlations of metrics, then those of their other columns."""
     main = [point for point in every if not point.column]
     rest = [point for point in every if point.column]
-    blocks = [
-        ("As measured", False, main),
-        ("Normalized over layers", False, normalized(main)),
-        ("Other columns, as measured", True, rest),
-    ]
+    blocks = [("Metrics", False, main), ("Other columns", True, rest)]
     found = [
         {"title": title, "closed": closed, "lines": prediction_lines(some)}
         for title, closed, some in blocks

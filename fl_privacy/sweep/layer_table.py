@@ -11,9 +11,9 @@ from typing import Any
 from fl_privacy.component import parse
 from fl_privacy.metrics.statistics import Interval
 from fl_privacy.prediction import Point, predictions
-from fl_privacy.report.layer_tables import correlation_in_words
+from fl_privacy.report.layer_tables import correlation_in_words, over_in_words
 from fl_privacy.report.layer_words import number, spoken
-from fl_privacy.report.words import count, plain
+from fl_privacy.report.words import plain
 from fl_privacy.sweep.layer_drawings import layers_of, shown
 from fl_privacy.sweep.layer_study import Number, Quantity, Studied, Table, peaks
 
@@ -98,11 +98,9 @@ def prediction_lines(found: Sequence[Point]) -> list[dict[str, str]]:
             "column": spoken(one.column),
             "pearson": correlation_in_words(one.pearson),
             "spearman": correlation_in_words(one.spearman),
-            "over": f"{count(one.pearson.interval.n, 'pair')}, "
-            f"{count(one.pearson.groups, 'group')}",
+            "over": over_in_words(one.pearson),
         }
         for one in predictions(found)
-        if math.isfinite(one.pearson.interval.mean)
     ]
 
 

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -212,7 +213,7 @@ def test_rounds_in_words() -> None:
 def test_a_metric_that_orders_layers_as_the_attack_does_predicts_it() -> None:
     found = points([measured()], aucs((0.5, 0.6, 0.95, 0.7)))
     (one,) = predictions(found)
-    assert (one.layers, one.pearson.interval.n) == (4, 4)
+    assert (one.pearson.interval.n, one.pearson.networks, one.pearson.repeats.n) == (4, 1, 1)
     assert one.spearman.interval.mean == pytest.approx(1)
     assert one.spearman.p == pytest.approx(2 / 24)
     assert not predictions(points([measured()], aucs((0.5, 0.6, 0.9, 0.7))[:2]))
@@ -226,15 +227,21 @@ def test_metrics_meet_the_attack_on_the_same_property_only() -> None:
     anything = measured(metric="label_sensitivity", name="label_sensitivity", settings={})
     assert len(points([anything], [*on_smiling, *on_age])) == 8
     (one,) = predictions(points([anything], [*on_smiling, *on_age]))
-    assert one.pearson.groups == 2
+    apart = [predictions(points([anything], one))[0].pearson for one in (on_smiling, on_age)]
+    assert one.pearson.interval.mean == pytest.approx(sum(r.interval.mean for r in apart) / 2)
+    assert one.pearson.repeats.n == 1
 
 
-def test_points_of_several_runs_are_several_groups() -> None:
+def test_runs_rounds_and_attackers_tell_of_the_same_layers_again() -> None:
     attack = aucs((0.5, 0.6, 0.9, 0.7))
-    every = [p for r in "abcde" for p in points([measured()], attack, run=r)]
-    (one,) = predictions(every)
-    assert one.pearson.groups == 5
-    assert one.pearson.interval.n == 20
+    again = [replace(auc, attacker="another") for auc in attack]
+    rounds = [measured(rounds=(f"1:{number}",)) for number in (1, 5, 10)]
+    (alone,) = predictions(points([measured()], attack))
+    (often,) = predictions([p for r in "abcde" for p in points(rounds, [*attack, *again], run=r)])
+    assert often.pearson.interval.mean == pytest.approx(alone.pearson.interval.mean)
+    assert often.pearson.interval.low == pytest.approx(alone.pearson.interval.low)
+    assert (often.pearson.interval.n, often.pearson.p) == (4, alone.pearson.p)
+    assert often.pearson.repeats.n == 5
 
 
 def test_columns_that_do_not_vary_predict_nothing() -> None:

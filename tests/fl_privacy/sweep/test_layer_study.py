@@ -172,7 +172,7 @@ def test_the_correlation_is_over_layers_and_repeats_and_leaves_the_whole_update_
     found = measurement({"a": 1.0, "b": 2.0, "c": 3.0})
     every = [p for seed in range(3) for p in points([found], aucs, run=str(seed))]
     (line,) = prediction_lines(every)
-    assert line["over"] == "9 pairs, 3 groups"
+    assert line["over"] == "3 layers of 1 network, 3 runs"
     assert line["pearson"].startswith("1.00")
 
 

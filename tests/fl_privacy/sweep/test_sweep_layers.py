@@ -50,7 +50,7 @@ client-property = "odd"
 batch-size = [4, 8]
 [defenses.none]
 [[attacks]]
-adversary = "property_inference(property='{client-property}', layers='each')"
+adversary = "property_inference(property='{client-property}', layers='each', warm_up={seed})"
 name = "PIA"
 own-partition = 1
 [[measures]]
@@ -167,7 +167,7 @@ def test_a_sweep_of_layers_and_everything_it_leaves(
     )
     assert {plan.threat_model.own_node for plan in first.plans} == {"71"}
     assert {plan.adversary for plan in first.plans} == {
-        "property_inference(property='odd', layers='each')"
+        f"property_inference(property='odd', layers='each', warm_up={seed})" for seed in (0, 1)
     }
     assert run(request, again) == {}
     assert again.done == []
@@ -196,8 +196,8 @@ def _check_numbers(request: Request) -> None:
     assert float(metric["null"]) == pytest.approx(0.2)
     whole = list(csv.DictReader((request.out / "sweep.csv").open()))
     whole = [row for row in whole if row["metric"] == "auc"]
-    assert {(row["adversary"], row["mean"]) for row in whole} == {
-        ("plain", "1.0"), ("baseline", "0.5"),
+    assert {(row["adversary"], row["mean"], row["n"]) for row in whole} == {
+        ("plain", "1.0", "2"), ("baseline", "0.5", "2"),
     }  # fmt: skip
 
 
@@ -208,7 +208,7 @@ def _check_page(out: Path) -> None:
     assert "blind guess" not in page
     assert "clients’ images" not in page
     assert page.count("<td>last</td><td>2 of 2 repeats</td>") == 2 * 3
-    assert "12 pairs, 4 groups" in page
+    assert "3 layers of 1 network, 4 runs" in page
     assert "Mo et al., Fig. 1, have" not in page  # a network of no figure of theirs
     names = {path.stem for path in (out / "figures").glob("*.svg")}
     assert names == {
