@@ -164,10 +164,12 @@ def _measured(cells: Sequence[Cell]) -> Measured:
 
 
 def _attacked(cells: Sequence[Cell], number: int) -> Attacked | None:
-    attack = cells[0].attacks[number]
     by_label: dict[str, list[tuple[ResultSet, Path]]] = {}
     for cell in cells:
-        if cell.record is None or not (answers := read_answers(cell.answer(attack))):
+        if cell.record is None:
+            continue
+        answers = read_answers(cell.answer(cell.attacks[number]))
+        if answers is None:
             continue
         for answer in answers.made:
             place = (answer.open(cell.folder), cell.record.folder)
@@ -180,7 +182,7 @@ def _attacked(cells: Sequence[Cell], number: int) -> Attacked | None:
     if PLAIN not in made:
         return None
     plain = made.pop(PLAIN)
-    return Attacked(attack, (plain, *made.values()), guess)
+    return Attacked(cells[0].attacks[number], (plain, *made.values()), guess)
 
 
 def curve(stage: Stage) -> Curve:
