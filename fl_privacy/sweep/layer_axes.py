@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from fl_privacy.metrics.statistics import Interval, mean_interval
+from fl_privacy.metrics.statistics import Interval
 from fl_privacy.property_table import WHOLE
 from fl_privacy.report.words import plain
 from fl_privacy.settings import Scalar
 from fl_privacy.sweep.grid import Point
 from fl_privacy.sweep.layer_drawings import AxisPanel, Line, layers_of, shown
 from fl_privacy.sweep.layer_study import NOTHING, Number, Quantity, Studied
+from fl_privacy.sweep.repeats import over_repeats
 
 MOST_LAYERS = 8
 """With more of them a figure shows their mean and their largest instead."""
@@ -119,7 +120,8 @@ def _brief(way: Along, quantity: Quantity) -> list[Line]:
 
 def _over(one: Studied, quantity: Quantity, all_of: Callable[[Sequence[float]], float]) -> Interval:
     known = [_values(numbers, quantity) for numbers in one.repeats]
-    return mean_interval(all_of(values) for values in known if values)
+    each = (all_of(values) for values in known if values)
+    return over_repeats(each, share=quantity.is_share)
 
 
 def _values(numbers: Sequence[Number], quantity: Quantity) -> list[float]:

@@ -22,6 +22,7 @@ from fl_privacy.report.layer_words import BOUNDS, rounds_in_words
 from fl_privacy.report.layers import NULLS, intervals
 from fl_privacy.sweep.grid import Point as GridPoint
 from fl_privacy.sweep.layer_runs import LayerRun
+from fl_privacy.sweep.repeats import over_repeats
 
 NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 
@@ -121,9 +122,7 @@ def _mean(same: Sequence[Number]) -> Number:
     known = [n for n in same if math.isfinite(n.value.mean)]
     if len(known) < 2:
         return known[0] if known else replace(same[0], value=NOTHING, repeats=0)
-    value = mean_interval(n.value.mean for n in known)
-    if known[0].quantity.is_share:
-        value = replace(value, low=max(0.0, value.low), high=min(1.0, value.high))
+    value = over_repeats((n.value.mean for n in known), share=known[0].quantity.is_share)
     null = mean_interval(n.null for n in known).mean
     return replace(known[0], value=value, null=null, repeats=len(known))
 

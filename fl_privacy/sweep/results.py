@@ -21,6 +21,7 @@ from fl_privacy.run_folder import RunFolder
 from fl_privacy.sweep.answers import GUESS, read_answers
 from fl_privacy.sweep.grid import Point
 from fl_privacy.sweep.offline import Attack
+from fl_privacy.sweep.repeats import over_repeats
 from fl_privacy.sweep.stages import Cell, Stage
 
 STRONGEST_BY = "mse"
@@ -64,7 +65,8 @@ class Adversary:
         info = self.metrics[metric]
         if info.set_level:
             sets = [interval_over(result.rows(), info) for result in self.results]
-            found = sets[0] if len(sets) == 1 else mean_interval(one.mean for one in sets)
+            means = (one.mean for one in sets)
+            found = sets[0] if len(sets) == 1 else over_repeats(means, share=info.is_share)
         else:
             found = interval_of([row.get(metric) for row in self.rows], info)
         return found if found.n else None
