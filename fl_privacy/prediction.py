@@ -15,13 +15,15 @@ from fl_privacy.component import parse
 from fl_privacy.layer_results import Measurement
 from fl_privacy.metrics.correlation import Correlation, Profile, correlate
 from fl_privacy.metrics.statistics import Interval
+from fl_privacy.property_rows import Counts
 
 
 @dataclass(frozen=True)
 class LayerAuc:
     """What one attacker got from one layer alone; ``property`` empty where it is not named.
 
-    ``null``: the same attacker, taught a shuffled property.
+    ``null``: the same attacker, taught a property that means nothing. ``counts``: the batches, and
+    of how many clients they are.
     """
 
     attacker: str
@@ -29,6 +31,7 @@ class LayerAuc:
     layer: str
     auc: Interval
     null: Interval | None = None
+    counts: Counts | None = None
 
 
 @dataclass(frozen=True)

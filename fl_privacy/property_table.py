@@ -7,7 +7,7 @@ from rich.table import Table
 from fl_privacy.component import parse
 from fl_privacy.metrics.auc import CHANCE
 from fl_privacy.printable import printable
-from fl_privacy.property_rows import scored
+from fl_privacy.property_rows import counted, scored
 from fl_privacy.report import words
 from fl_privacy.report.scores import Analysis, set_score
 from fl_privacy.results import MetricInfo
@@ -41,9 +41,6 @@ def layer_of(metric: MetricInfo) -> str:
 
 
 def counts(attack: Analysis, defense: str | None) -> str:
-    """How many batches had the property and how many had not, and what chance would get."""
-    scores, has = scored(attack.of(defense), set_metrics(attack)[0].name)
-    known = [h for s, h in zip(scores, has, strict=True) if s == s and h is not None]
-    open_ = len(has) - len(known)
-    said = f"{sum(known)} batches with the property, {len(known) - sum(known)} without"
-    return f"{said}{f', {open_} unknown' if open_ else ''}; chance gets {CHANCE}"
+    """How many batches of how many clients had the property, and what chance would get."""
+    found = counted(scored(attack.of(defense), set_metrics(attack)[0].name))
+    return f"{found}; chance gets {CHANCE}"

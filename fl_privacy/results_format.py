@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -174,6 +174,14 @@ def rounds_of(row: Mapping[str, Any]) -> list[int]:
 def nodes_of(node: str) -> list[str]:
     """The clients behind a target, whose names an aggregate joins by ``+``."""
     return node.split("+")
+
+
+def client_of(row: Mapping[str, Any]) -> Hashable:
+    """Whose target a row is: those of one client are no independent draws.
+
+    Its rounds may hold the same images, and always hold images of the same classes.
+    """
+    return row.get("attempt") or 1, row.get("node") or row["key"]
 
 
 def chunks_in(folder: Path) -> list[Path]:

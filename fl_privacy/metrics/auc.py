@@ -1,13 +1,15 @@
 """How well scores tell batches with a property from batches without it: the area under the ROC.
 
 DeLong, DeLong and Clarke-Pearson: Comparing the areas under two or more correlated receiver
-operating characteristic curves, *Biometrics* 44, 1988.
+operating characteristic curves, *Biometrics* 44, 1988. Of several batches a client: Obuchowski,
+Nonparametric analysis of clustered ROC curve data, *Biometrics* 53, 1997.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Annotated, ClassVar
 
@@ -58,31 +60,65 @@ def placements(scores: Numbers, has: Numbers) -> tuple[Numbers, Numbers]:
     return above, below
 
 
-def auc_interval(scores: Sequence[float], has: Sequence[bool | None]) -> Interval:
+def auc_interval(
+    scores: Sequence[float],
+    has: Sequence[bool | None],
+    clients: Sequence[Hashable] | None = None,
+) -> Interval:
     """The AUC with its 95 % interval, over all scores whose truth is known (``n`` of them).
 
-    Wilson's interval for as many trials as would vary as much: the variance is that of DeLong
-    et al., which is too small near 1, and so is never taken for less than that of two
-    exponential distributions (`exponential_variance`); Student's t stands for the normal. NaN
-    without a batch of each kind, no interval with one of a kind.
+    ``clients`` says whose batches they are: clients are taken as independent, the batches of one
+    are not. Of one client alone its batches are all there is, and the interval is over those: it
+    says nothing about other clients. Without ``clients`` each batch is of another.
+
+    Wilson's interval for as many trials as would vary as much: by `clustered_variance`, which is
+    too small near 1, and so is never taken for less than that of two exponential distributions
+    (`exponential_variance`; of as many scores as there are clients, where all pairs are told
+    apart and nothing varies). Student's t stands for the normal. NaN without a batch of each
+    kind; no interval with batches of one kind from a single client of several, or a single batch.
     """
-    (values,), truth = known((scores,), has)
-    m, n = int((truth == 1).sum()), int((truth == 0).sum())
+    (values,), known = _known((scores,), has, clients)
+    m, n = known.counts
     if not m or not n:
         return Interval(math.nan, math.nan, math.nan, 0)
-    above, below = placements(values, truth)
+    above, below = placements(values, known.truth)
     area = float(above.mean())
-    if min(m, n) < 2:
+    fewest = min(known.independent)
+    if fewest < 2:
         return Interval(area, math.nan, math.nan, m + n)
-    share = exponential_variance(area, m, n)
     if 0 < area < 1:
-        share = max(share, delong_variance(above, below) / (area * (1 - area)))
-    squeeze = NormalDist().inv_cdf((1 + LEVEL) / 2) / quantile(min(m, n))
+        share = exponential_variance(area, m, n)
+        share = max(share, known.variance(above, below) / (area * (1 - area)))
+    else:
+        share = exponential_variance(area, *known.independent)
+    squeeze = NormalDist().inv_cdf((1 + LEVEL) / 2) / quantile(fewest)
     return Interval(area, *score_bounds(area, squeeze**2 / share), m + n)
 
 
+def clustered_variance(
+    above: Numbers, below: Numbers, of_above: np.ndarray, of_below: np.ndarray
+) -> float:
+    """Squared standard error of the mean of `placements`, whose clients are independent.
+
+    ``of_above``, ``of_below`` number the client of each positive and negative. Obuchowski's
+    ``S10 / m + S01 / n + 2 S11 / (m n)``, from sums over clients; with one batch a client it is
+    that of DeLong et al., and never taken for less: few clients may look alike by chance.
+    """
+    _, codes = np.unique(np.concatenate([of_above, of_below]), return_inverse=True)
+    clients = int(codes.max()) + 1
+    sums = [
+        np.bincount(own, weights=values - values.mean(), minlength=clients) / len(values)
+        for values, own in ((above, codes[: len(above)]), (below, codes[len(above) :]))
+    ]
+    counts = [len(np.unique(own)) for own in (of_above, of_below)]
+    pairs = list(zip(sums, counts, strict=True))
+    own = sum(float(total @ total) * count / (count - 1) for total, count in pairs)
+    shared = 2 * float(sums[0] @ sums[1]) * clients / (clients - 1)
+    return max(own + shared, delong_variance(above, below))
+
+
 def delong_variance(above: Numbers, below: Numbers) -> float:
-    """Squared standard error of the mean of `placements`."""
+    """Squared standard error of the mean of `placements`, each of another client."""
     return float(above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below))
 
 
@@ -98,43 +134,89 @@ def exponential_variance(area: float, m: int, n: int) -> float:
 
 
 def quantile(fewest: int) -> float:
-    """Student's t for 95 % where the rarer kind has ``fewest`` scores."""
+    """Student's t for 95 % where the rarer kind is of ``fewest`` independent ones."""
     return float(stats.t.ppf((1 + LEVEL) / 2, fewest - 1))
 
 
 def auc_difference(
-    scores: Sequence[float], others: Sequence[float], has: Sequence[bool | None]
+    scores: Sequence[float],
+    others: Sequence[float],
+    has: Sequence[bool | None],
+    clients: Sequence[Hashable] | None = None,
 ) -> Interval:
     """The AUC of ``scores`` minus that of ``others`` on the same batches, with 95 % interval.
 
-    Student's t with DeLong's variance of the difference, within [-1, 1]; NaN as in `auc_interval`.
+    Student's t with the `clustered_variance` of the difference, within [-1, 1]; NaN as in
+    `auc_interval`.
     """
-    (first, second), truth = known((scores, others), has)
-    m, n = int((truth == 1).sum()), int((truth == 0).sum())
+    (first, second), known = _known((scores, others), has, clients)
+    m, n = known.counts
     if not m or not n:
         return Interval(math.nan, math.nan, math.nan, 0)
     above, below = (
         mine - theirs
-        for mine, theirs in zip(placements(first, truth), placements(second, truth), strict=True)
+        for mine, theirs in zip(
+            placements(first, known.truth), placements(second, known.truth), strict=True
+        )
     )
     gain = float(above.mean())
-    if min(m, n) < 2:
+    fewest = min(known.independent)
+    if fewest < 2:
         return Interval(gain, math.nan, math.nan, m + n)
-    half = quantile(min(m, n)) * math.sqrt(delong_variance(above, below))
+    half = quantile(fewest) * math.sqrt(known.variance(above, below))
     return Interval(gain, max(-1.0, gain - half), min(1.0, gain + half), m + n)
 
 
-def known(
-    scores: Sequence[Sequence[float]], has: Sequence[bool | None]
-) -> tuple[list[Numbers], Numbers]:
-    """Of ``k`` scores of each of n batches those where all are numbers and the truth is known.
+@dataclass(frozen=True)
+class _Known:
+    """Batches whose truth is known: ``truth [n]`` 1 or 0, ``clients [n]`` numbers whose each is."""
 
-    Scores ``[known]`` each; truth ``[known]``, 1 or 0.
-    """
+    truth: Numbers
+    clients: np.ndarray
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many batches have the property, and how many have not."""
+        return int((self.truth == 1).sum()), int((self.truth == 0).sum())
+
+    @property
+    def of_kinds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Whose the batches are that have it, and those that have not."""
+        return self.clients[self.truth == 1], self.clients[self.truth == 0]
+
+    @property
+    def of_one(self) -> bool:
+        """Whether all are of one client."""
+        return len(np.unique(self.clients)) == 1
+
+    @property
+    def independent(self) -> tuple[int, int]:
+        """How many clients have batches of each kind; of one client alone, how many batches."""
+        if self.of_one:
+            return self.counts
+        having, lacking = (len(np.unique(own)) for own in self.of_kinds)
+        return having, lacking
+
+    def variance(self, above: Numbers, below: Numbers) -> float:
+        """That of the mean of `placements`, or of differences of them."""
+        if self.of_one:
+            return delong_variance(above, below)
+        return clustered_variance(above, below, *self.of_kinds)
+
+
+def _known(
+    scores: Sequence[Sequence[float]],
+    has: Sequence[bool | None],
+    clients: Sequence[Hashable] | None,
+) -> tuple[list[Numbers], _Known]:
+    """Of ``k`` scores of each of n batches those where all are numbers and the truth is known."""
     values = np.asarray(scores, dtype=np.float64)
     truth = np.asarray([math.nan if h is None else float(h) for h in has], dtype=np.float64)
     kept = np.isfinite(values).all(axis=0) & np.isfinite(truth)
-    return [row[kept] for row in values], truth[kept]
+    numbers: dict[Hashable, int] = {}
+    whose = range(len(truth)) if clients is None else clients
+    codes = np.asarray([numbers.setdefault(c, len(numbers)) for c in whose], dtype=np.intp)
+    return [row[kept] for row in values], _Known(truth[kept], codes[kept])
 
 
 class AUC(Component):

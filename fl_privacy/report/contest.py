@@ -13,7 +13,8 @@ from statistics import fmean
 from typing import Any
 
 from fl_privacy.report.analyses import Analysis
-from fl_privacy.report.scores import Score, baseline_of, client_of, score
+from fl_privacy.report.scores import Score, baseline_of, score
+from fl_privacy.results_format import client_of
 from fl_privacy.threat_model import ThreatModel
 
 FREE = ("defense", "unit")

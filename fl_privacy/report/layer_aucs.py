@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fl_privacy.component import parse
 from fl_privacy.prediction import LayerAuc
+from fl_privacy.property_rows import counted, scored
 from fl_privacy.report.scores import Analysis, defenses, null_of, score
 from fl_privacy.report.words import group_title
 
@@ -32,5 +33,6 @@ def aucs_of(analysis: Analysis, null: Analysis | None = None) -> list[LayerAuc]:
             auc = score(analysis, defense, metric, None).interval
             chance = score(null, defense, metric, None).interval if null else None
             if auc.n:
-                aucs.append(LayerAuc(who, about, str(settings["layer"]), auc, chance))
+                counts = counted(scored(analysis.of(defense), metric.name))
+                aucs.append(LayerAuc(who, about, str(settings["layer"]), auc, chance, counts))
     return aucs

@@ -40,11 +40,12 @@ def auc_table(own: Sequence[LayerAuc]) -> dict[str, Any]:
     about = f" of {own[0].property}" if own[0].property else ""
     return {
         "title": f"AUC{about} from each layer alone, {plain(own[0].attacker)}",
+        "counts": "; ".join(dict.fromkeys(str(a.counts) for a in own if a.counts)),
         "lines": [
             {
                 "layer": a.layer,
                 "auc": interval_in_words(a.auc),
-                "n": a.auc.n,
+                "n": f"{a.counts.having} + {a.counts.lacking}" if a.counts else a.auc.n,
                 "null": interval_in_words(a.null) if a.null else "",
             }
             for a in own

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from fl_privacy.component import VERSION
 from fl_privacy.metrics.images import PSNR_CAP
 from fl_privacy.metrics.statistics import wilson
+from fl_privacy.property_rows import counted, scored
 from fl_privacy.recording_store import write_atomically
 from fl_privacy.report import words
 from fl_privacy.report.figures import Curve, Spread, accuracy_figure, spread_figure
@@ -203,10 +204,12 @@ def table(found: Sequence[Analysis], defense: str | None) -> dict[str, Any]:
 
 def _line(line: Score) -> dict[str, Any]:
     metric: MetricInfo = line.metric
+    rows = line.analysis.of(line.defense)
     return {
         "metric": metric,
         "direction": "higher leaks more" if metric.higher_is_leakier else "lower leaks more",
         "settings": words.metric_settings(metric),
+        "counts": str(counted(scored(rows, metric.name))) if metric.set_level else "",
         "mean": words.interval(line.interval, metric),
         "quartiles": words.spread(line.quartiles, metric),
         "n": line.interval.n,

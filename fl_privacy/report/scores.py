@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fl_privacy.metrics.auc import auc_difference, auc_interval
 from fl_privacy.metrics.statistics import (
@@ -19,6 +18,7 @@ from fl_privacy.metrics.statistics import (
 from fl_privacy.property_rows import scored
 from fl_privacy.report.analyses import BASELINE, Analysis, Rows, analyses
 from fl_privacy.results import MetricInfo
+from fl_privacy.results_format import client_of
 
 __all__ = ["BASELINE", "Analysis", "Score", "analyses"]
 
@@ -102,14 +102,6 @@ def guesses_mean(analysis: Analysis) -> bool:
     return bool(held) and analysis.config.settings.get("guess") != "constant"
 
 
-def client_of(row: Mapping[str, Any]) -> Hashable:
-    """Whose target a row is: those of one client are no independent draws.
-
-    Its rounds may hold the same images, and always hold images of the same classes.
-    """
-    return row.get("attempt") or 1, row.get("node") or row["key"]
-
-
 def paired(mine: Rows, baseline: Rows, metric: MetricInfo) -> list[Pair]:
     """Score and guess of every target that both scored, and whose it is."""
     guess = {row["key"]: row.get(metric.name) for row in baseline}
@@ -184,9 +176,10 @@ def set_score(
     if null is not None and not analysis.is_baseline:
         others = {row["key"]: row for row in null.of(defense)}
         pairs = [(row, others[row["key"]]) for row in rows if row["key"] in others]
-        mine, has = scored([row for row, _ in pairs], metric.name)
-        theirs, _ = scored([other for _, other in pairs], metric.name)
-        guess, gain = auc_interval(theirs, has), auc_difference(mine, theirs, has)
+        mine, has, clients = scored([row for row, _ in pairs], metric.name)
+        theirs = scored([other for _, other in pairs], metric.name).scores
+        guess = auc_interval(theirs, has, clients)
+        gain = auc_difference(mine, theirs, has, clients)
     return Score(
         analysis=analysis,
         defense=defense,
@@ -200,7 +193,11 @@ def set_score(
 
 
 def null_of(analysis: Analysis, found: Sequence[Analysis]) -> Analysis | None:
-    """The null of an attack: the same in all but what tells it anything."""
+    """The null of an attack: the same in all but what tells it anything.
+
+    Of several that by the same code, then on the same device, then with most of its targets.
+    """
+    keys = {row["key"] for row in analysis.rows}
 
     def told(one: Analysis) -> dict[str, object]:
         return {
@@ -209,8 +206,15 @@ def null_of(analysis: Analysis, found: Sequence[Analysis]) -> Analysis | None:
             "seed": one.config.seed,
         }
 
+    def fits(one: Analysis) -> tuple[bool, bool, int]:
+        return (
+            one.config.code_digest == analysis.config.code_digest,
+            one.config.device == analysis.config.device,
+            len(keys & {row["key"] for row in one.rows}),
+        )
+
     nulls = (a for a in found if a.is_null and a.config.name == analysis.config.name)
-    return next((null for null in nulls if told(null) == told(analysis)), None)
+    return max((null for null in nulls if told(null) == told(analysis)), key=fits, default=None)
 
 
 def scores(found: Sequence[Analysis], defense: str | None) -> list[Score]:

@@ -377,7 +377,7 @@ def test_the_command_line_gives_scores_results_and_a_page(
     assert "whole update" in shown and "dense1" in shown and "property permuted" in shown
     assert "3 batches with the property, 6 without" in shown
     assert attack_command.no_scores(results[0]) == ""
-    values, has = scored(results[0].rows(), "auc")
+    values, has, _ = scored(results[0].rows(), "auc")
     assert len(values) == 9 and sum(map(bool, has)) == 3
     again = prepare(tmp_path, plan).observations
     key = {o.exchanges[0].round: o.key for o in again}

@@ -13,10 +13,12 @@ from fl_privacy.metrics.auc import (
     any_has,
     auc_difference,
     auc_interval,
+    clustered_variance,
     has_property,
     placements,
 )
-from fl_privacy.property_rows import joined, parsed, scored
+from fl_privacy.metrics.statistics import Interval
+from fl_privacy.property_rows import FEDERATION, counted, joined, parsed, scored
 from fl_privacy.testing import check_metric
 from fl_privacy.types import Outcome, PropertyScores, Samples
 
@@ -72,6 +74,82 @@ def test_what_is_unknown_does_not_count() -> None:
     assert auc_interval([0.5, 0.6], [True, None]).n == 0
     assert math.isnan(auc_interval([0.5, 0.6], [True, True]).mean)
     assert math.isnan(auc_interval([0.6, 0.5, 0.4], [True, False, False]).low)  # one positive
+
+
+def of_clients(
+    share: float, clients: int, victims: int, seed: int
+) -> tuple[list[float], list[bool | None], list[int]]:
+    """20 rounds of each client, whose scores have an own level and nothing to do with victims."""
+    draw, whose = np.random.default_rng(seed), np.repeat(np.arange(clients), 20)
+    level = share**0.5 * draw.normal(size=clients)
+    scores = level[whose] + (1 - share) ** 0.5 * draw.normal(size=len(whose))
+    return scores.tolist(), (whose < victims).tolist(), whose.tolist()
+
+
+def test_rounds_of_clients_that_differ_are_no_evidence_about_a_property() -> None:
+    draws = [of_clients(0.5, 10, 3, seed) for seed in range(150)]
+    found = [auc_interval(*one) for one in draws]
+    naive = [auc_interval(*one[:2]) for one in draws]
+
+    def excluding(intervals: list[Interval]) -> float:
+        return float(np.mean([not one.low < 0.5 < one.high for one in intervals]))
+
+    assert excluding(found) < 0.1 < 0.4 < excluding(naive)
+    assert [one.mean for one in found] == [one.mean for one in naive]
+
+
+def test_victims_with_rounds_of_both_kinds_are_compared_with_themselves_too() -> None:
+    """Each has a level of its own, which its rounds with and without the property share."""
+    found = []
+    for seed in range(60):
+        scores, _, whose = of_clients(0.5, 8, 0, seed)
+        has = [i % 5 == 0 for i in range(len(scores))]
+        found.append(
+            auc_interval([s + 2 * h for s, h in zip(scores, has, strict=True)], has, whose)
+        )
+    truth = np.mean([one.mean for one in found])
+    assert np.mean([one.low <= truth <= one.high for one in found]) > 0.9
+    assert np.mean([one.high - one.low for one in found]) < 0.3
+
+
+def test_one_victim_among_several_clients_has_no_interval() -> None:
+    scores, has, whose = of_clients(0.5, 4, 1, 0)
+    one = auc_interval(scores, has, whose)
+    assert one.mean == auc_interval(scores, has).mean
+    assert math.isnan(one.low)
+    assert math.isnan(auc_difference(scores, scores, has, whose).low)
+
+
+def test_of_a_single_client_its_rounds_are_all_there_is() -> None:
+    scores, has, _ = of_clients(0.0, 4, 2, 1)
+    assert auc_interval(scores, has, ["only"] * len(scores)) == auc_interval(scores, has)
+    apart = list(range(len(scores)))  # each round of another client: DeLong
+    bounds = auc_interval(scores, has)
+    found = auc_interval(scores, has, apart)
+    assert (found.low, found.high) == pytest.approx((bounds.low, bounds.high))
+
+
+def test_the_variance_of_clients_is_that_of_draws_of_whole_clients() -> None:
+    """Obuchowski's against clients drawn anew, with batches of both kinds from each."""
+    scores, _, whose = of_clients(0.5, 30, 0, 3)
+    draw = np.random.default_rng(4)
+    has = draw.random(len(scores)) < 0.3
+    values, codes = np.asarray(scores), np.asarray(whose)
+    above, below = placements(values, has.astype(float))
+    found = clustered_variance(above, below, codes[has], codes[~has])
+    areas = []
+    for _ in range(400):
+        chosen = np.concatenate([np.flatnonzero(codes == c) for c in draw.integers(30, size=30)])
+        areas.append(placements(values[chosen], has[chosen].astype(float))[0].mean())
+    assert found == pytest.approx(np.var(areas), rel=0.3)
+
+
+def test_two_victims_told_apart_without_error_leave_a_wide_interval() -> None:
+    has = [i < 20 for i in range(60)]
+    scores, whose = [float(h) for h in has], [i // 10 for i in range(60)]
+    found = auc_interval(scores, has, whose)
+    assert (found.mean, found.high) == (1, 1)
+    assert found.low < 0.5 < 0.9 < auc_interval(scores, has).low
 
 
 def test_the_difference_is_paired() -> None:
@@ -145,8 +223,30 @@ def test_cells_hold_an_entry_a_round() -> None:
     assert joined([0.1 + 0.2, None, NAN, True, False]) == "0.30000000000000004,,,1,0"
     assert str(parsed("0.25,,1")) == str([0.25, NAN, 1.0])
     rows: list[dict[str, str | None]] = [
-        {"auc": "0.25,0.5", "has_property": "1,"},
-        {"auc": None, "has_property": None},
-        {"auc": "1", "has_property": "0"},
+        {"key": "a", "node": "7", "auc": "0.25,0.5", "has_property": "1,"},
+        {"key": "b", "auc": None, "has_property": None},
+        {"key": "c", "node": "8", "auc": "1", "has_property": "0"},
     ]
-    assert scored(rows, "auc") == ([0.25, 0.5, 1.0], [True, None, False])
+    whose = [(1, "7"), (1, "7"), (1, "8")]
+    assert scored(rows, "auc") == ([0.25, 0.5, 1.0], [True, None, False], whose)
+    joint = [{**row, "node": node} for row, node in zip(rows, ("7+8", "7", "8"), strict=True)]
+    assert scored(joint, "auc").clients == [FEDERATION] * 3
+
+
+def row(node: str, has: str, number: int) -> dict[str, str]:
+    return {"key": f"{node} {number}", "node": node, "auc": "0.5", "has_property": has}
+
+
+def test_batches_are_counted_with_their_clients() -> None:
+    one = counted(scored([row("7", has, i) for i, has in enumerate("01100")], "auc"))
+    assert str(one).startswith("2 batches with the property, 3 without; rounds of 1 client, and")
+    victim = [row("7", "1", i) for i in range(3)] + [row(n, "0", 0) for n in "89"]
+    assert str(counted(scored(victim, "auc"))).startswith(
+        "3 batches with the property of 1 client, 2 without of 2 clients: too few clients"
+    )
+    two = counted(scored([*victim, row("6", "1", 0), row("6", "", 1)], "auc"))
+    assert str(two) == "4 batches with the property of 2 clients, 2 without of 2 clients, 1 unknown"
+    every = counted(scored([row("7+8", has, i) for i, has in enumerate("010101")], "auc"))
+    assert "rounds of 1 federation" in str(every)
+    single = counted(scored([row("7", has, i) for i, has in enumerate("01")], "auc"))
+    assert str(single) == "1 batch with the property, 1 without; rounds of 1 client"

@@ -15,10 +15,10 @@ from fl_privacy.prediction import LayerAuc, points, predictions
 from fl_privacy.protection import Comparison, Measured, Protection, write_protection
 from fl_privacy.report import write_report
 from fl_privacy.report.layer_aucs import layer_aucs
-from fl_privacy.report.layer_tables import prediction_table
+from fl_privacy.report.layer_tables import auc_table, prediction_table
 from fl_privacy.report.layer_words import columns, number, rounds_in_words
 from fl_privacy.report.layers import groups_of
-from fl_privacy.report.scores import Analysis
+from fl_privacy.report.scores import Analysis, null_of
 from fl_privacy.results import MetricInfo, ResultConfig
 from fl_privacy.testing.toys import TASK
 from fl_privacy.threat_model import ThreatModel
@@ -184,6 +184,26 @@ def test_the_auc_of_each_layer_is_read_from_the_attack_and_its_null() -> None:
     assert found["fc1"].null.mean == 0
     other = attack({"fc1": "0.9,0.8,0.7"}, property="age", permuted=True)
     assert layer_aucs([told, other])[0].null is None
+
+
+def test_the_null_is_that_of_the_same_code_and_of_most_targets() -> None:
+    told = attack({"fc1": "0.2,0.9,0.1"}, property="smiling")
+
+    def null(code: str, keys: str) -> Analysis:
+        one = attack({"fc1": "0.9,0.8,0.7"}, property="smiling", permuted=True)
+        known = one.config.model_copy(update={"code_digest": code})
+        return replace(one, config=known, rows=[{**one.rows[0], "key": key} for key in keys])
+
+    old, partial, own = null("old", "k"), null("", "x"), null("", "kx")
+    assert null_of(told, [old, partial, own]) is own
+    assert null_of(told, [old]) is old
+
+
+def test_batches_of_each_kind_stand_beside_the_auc_with_their_clients() -> None:
+    told = attack({"fc1": "0.2,0.9,0.1"}, property="smiling")
+    shown = auc_table(layer_aucs([told]))
+    assert [line["n"] for line in shown["lines"]] == ["2 + 1"]
+    assert shown["counts"] == "2 batches with the property, 1 without; rounds of 1 client"
 
 
 def test_no_section_without_measurements(synthetic_run: Callable[..., Any]) -> None:
