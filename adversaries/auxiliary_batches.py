@@ -63,13 +63,20 @@ def with_property(images: int, share: float) -> int:
 
 
 def draw_batches(
-    pool: Pool, counts: Sequence[int], shares: Sequence[float], batches: int, generator: Generator
+    pool: Pool,
+    counts: Sequence[int],
+    shares: Sequence[float],
+    batches: int,
+    generator: Generator,
+    *,
+    first: int = 0,
 ) -> Tensor:
     """Positions ``[batches, images]`` of the samples of simulated clients.
 
     Every other batch, from the first (`has_property`), has the property: a share of one of the
     clients (of ``counts`` images each, side by side), in random places. All other images have
-    not. No batch of a client holds a sample twice.
+    not. No batch of a client holds a sample twice. ``shares`` come in turn, from that of number
+    ``first`` on, so that an even number of batches and then others are the same as all at once.
     """
 
     def draw(held: Tensor, n: int) -> Tensor:
@@ -81,7 +88,6 @@ def draw_batches(
         )
         return mixed[torch.randperm(images, generator=generator)]
 
-    first = int(torch.randint(len(shares), (), generator=generator))
     rows = []
     for i, has in enumerate(has_property(batches).tolist()):
         victim = int(torch.randint(len(counts), (), generator=generator))

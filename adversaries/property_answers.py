@@ -34,8 +34,12 @@ def judged_together(
     answers: Sequence[Answers],
     too_early: Callable[[Exchange], bool],
 ) -> list[list[Place]]:
-    """Exchanges that the same classifiers score; why others are not goes to ``answers``."""
-    found: dict[object, list[Place]] = {}
+    """Exchanges that the same classifiers score; why others are not goes to ``answers``.
+
+    Those of clients of equal sizes follow each other, as what is simulated for one round helps the
+    next one only then.
+    """
+    found: dict[tuple[int, ...], dict[object, list[Place]]] = {}
     for i, observation in enumerate(observations):
         for j, exchange in enumerate(observation.exchanges):
             try:
@@ -46,9 +50,9 @@ def judged_together(
                 answers[i][j] = Answer({}, str(error))
                 continue
             where = exchange.attempt, exchange.round, exchange.global_digest
-            alike = (*where, counts, observation.withheld, id(observation.auxiliary))
-            found.setdefault(alike, []).append((i, j))
-    return list(found.values())
+            alike = (*where, observation.withheld, id(observation.auxiliary))
+            found.setdefault(counts, {}).setdefault(alike, []).append((i, j))
+    return [places for own in found.values() for places in own.values()]
 
 
 def complete(observation: Observation, answers: Answers) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Annotated, ClassVar
 
 import torch
@@ -52,6 +53,9 @@ from fl_privacy.types import (
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
+ALL = "all"
+"""What the setting ``layers`` calls the whole update."""
+
 
 class PropertyInference(Component):
     """Tell from an update whether the batch behind it has a property, such as faces that smile.
@@ -80,7 +84,7 @@ class PropertyInference(Component):
     layers: Annotated[
         str,
         Field(description="all: the whole update; each: also every layer alone; or some, by comma"),
-    ] = WHOLE
+    ] = ALL
     batches: Annotated[
         int, Field(ge=10, description="auxiliary batches that a classifier learns from")
     ] = 256
@@ -139,21 +143,20 @@ class PropertyInference(Component):
             )
         self.parts(first, first.model())
         pool = pool_of(first.auxiliary, self.property)
-        sizes = {n for e in exchanges for n in e.members or (e.num_examples,) if n}
-        check_pool(pool, self.batch_size or max(sizes, default=1), max(self.shares))
+        check_pool(pool, self.batch_size or fewest_images(observations), max(self.shares))
 
     def too_early(self, exchange: Exchange) -> bool:
         """Whether an exchange lies within the warm-up; a run that was resumed has none."""
         return exchange.attempt == 1 and exchange.round <= self.warm_up
 
     def parts(self, observation: Observation, model: nn.Module) -> tuple[str, ...]:
-        """`WHOLE`, and the layers that are scored alone.
+        """`WHOLE`, and the layers that are scored alone; none of a network that is one layer.
 
         Raises:
             PropertyError: no such layer; lists those there are.
         """
         seen = visible_layers(observation, model)
-        if self.layers == WHOLE:
+        if self.layers == ALL or seen == (WHOLE,):
             return (WHOLE,)
         wanted = seen if self.layers == "each" else tuple(map(str.strip, self.layers.split(",")))
         for name in wanted:
@@ -172,19 +175,25 @@ class PropertyInference(Component):
         device: torch.device,
         progress: Progress = silent,
     ) -> Iterator[PropertyScores | Failure]:
-        """Score every exchange of each target; those of one round and size share classifiers."""
+        """Score every exchange of each target; those of one round and size share classifiers.
+
+        Sizes are gone through one by one, so a target may wait for many others to be scored.
+        """
         answers: list[Answers] = [{} for _ in observations]
         memory = Memory(seed, self.together, most=2 * self.window)
         following = 0
-        for places in judged_together(observations, answers, self.too_early):
+        groups = judged_together(observations, answers, self.too_early)
+        done = sum(map(complete, observations, answers))
+        for places in groups:
             for (i, j), answer in self.judged(observations, places, memory, device):
                 answers[i][j] = answer
-            while following < len(answers):
-                observation, own = observations[following], answers[following]
-                if not complete(observation, own):
-                    break
-                progress(following := following + 1, len(observations))
-                yield self.result(observation, own)
+                done += complete(observations[i], answers[i])
+            progress(done, len(observations))
+            while following < len(answers) and complete(
+                observations[following], answers[following]
+            ):
+                following += 1
+                yield self.result(observations[following - 1], answers[following - 1])
         for observation, own in zip(observations[following:], answers[following:], strict=True):
             yield self.result(observation, own)
 
@@ -265,3 +274,16 @@ class PropertyInference(Component):
         members = members_of(exchange, clients.training)
         one_step = all(clients.training.steps(n) == 1 for n in members)
         return Fitted(fitted, clients.layers, clients.training, one_step)
+
+
+def fewest_images(observations: Sequence[Observation]) -> int:
+    """Images of the largest client behind an exchange, of the exchange where that has fewest.
+
+    One client's claim thus refuses no attack on the others.
+    """
+    found = []
+    for observation in observations:
+        for exchange in observation.exchanges:
+            with suppress(Unattackable):
+                found.append(max(members_of(exchange, training_of(observation))))
+    return min(found, default=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Generator, Tensor, nn
@@ -30,8 +31,8 @@ from fl_privacy.types import (
     Task,
 )
 
-WHOLE = "all"
-"""Name of the whole update among the layers."""
+WHOLE = ""
+"""Name of the whole update among the layers: that of a network which is nothing but a layer."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Simulated:
     """Features of updates simulated at one global model, as many as were asked for so far.
 
     Batches are drawn and simulated in blocks of ``together``, in order, so that the first n are
-    the same, to the bit, however many follow.
+    the same, to the bit, however many follow; which are drawn does not depend on ``together``.
     """
 
     clients: Clients
@@ -75,6 +76,11 @@ class Simulated:
     generator: Generator
     together: int
     blocks: list[Mapping[str, Tensor]] = field(default_factory=list)
+
+    @cached_property
+    def first(self) -> int:
+        """The share that the first batch with the property has; drawn before all batches."""
+        return int(torch.randint(len(self.clients.shares), (), generator=self.generator))
 
     def rows(self, batches: int) -> dict[str, Tensor]:
         """Layer -> features ``[batches, features]``; every other row has the property.
@@ -91,7 +97,10 @@ class Simulated:
 
     def _block(self) -> Mapping[str, Tensor]:
         who = self.clients
-        drawn = draw_batches(who.pool, who.counts, who.shares, self.together, self.generator)
+        first = self.first + len(self.blocks) * self.together // 2
+        drawn = draw_batches(
+            who.pool, who.counts, who.shares, self.together, self.generator, first=first
+        )
         client = who.sent(self.model)
         found = simulated_features(client, who.task, who.samples, drawn, who.layers)
         if not all(rows.isfinite().all() for rows in found.values()):

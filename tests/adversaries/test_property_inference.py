@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
+from adversaries import property_snapshot
 from adversaries.auxiliary_batches import (
     draw_batches,
     has_property,
@@ -21,7 +23,7 @@ from adversaries.auxiliary_batches import (
 )
 from adversaries.gradient_features import Family, features
 from adversaries.local_steps import skeleton
-from adversaries.property_inference import PropertyInference
+from adversaries.property_inference import PropertyInference, fewest_images
 from adversaries.property_snapshot import Clients, window_of
 from clients.training import local_train
 from fl_privacy import attack_command
@@ -160,6 +162,35 @@ def test_batches_hold_the_property_in_turn_and_the_others_do_not() -> None:
     assert all(len(set(row)) == 10 for row in drawn.tolist())
 
 
+@pytest.mark.parametrize("together", [2, 8])
+def test_what_is_drawn_does_not_depend_on_how_many_are_simulated_at_once(
+    audited: tuple[Path, ThreatModel], monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    drawn: list[Tensor] = []
+
+    def seen(*given: object) -> dict[str, Tensor]:
+        drawn.append(given[3])  # type: ignore[arg-type]
+        return simulated_features(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(property_snapshot, "simulated_features", seen)
+    samples, shares = people(200, 2), PropertyInference().shares
+    (observation,) = observed(audited)[:1]
+    scores(quick(window=1, batches=16, together=together), [observation])
+    having = samples.properties["hat"][torch.cat(drawn)].sum(1)[0::2].tolist()
+    expected = [with_property(BATCH, share) for share in shares]
+    turns = [having[i : i + 4] for i in (0, 4)]
+    assert turns[0] == turns[1]
+    assert turns[0] in [expected[i:] + expected[:i] for i in range(4)]
+    reference = generator(0, *observation_key(observation), "auxiliary batches")
+    first = int(torch.randint(4, (), generator=reference))
+    whole = draw_batches(pool_of(samples, "hat"), (BATCH,), shares, 16, reference, first=first)
+    assert torch.equal(torch.cat(drawn), whole)
+
+
+def observation_key(observation: Observation) -> tuple[int | str, ...]:
+    return observation.exchanges[0].global_digest, BATCH
+
+
 def test_one_client_of_several_has_the_property_and_the_others_add_batches_without() -> None:
     samples = people(200, 0)
     hat, counts = samples.properties["hat"], (6, 4, 10)
@@ -287,6 +318,67 @@ def test_a_score_depends_on_no_other_exchange(audited: tuple[Path, ThreatModel])
     assert len(set(every)) == 6
     other_seed = scores(attack, targets[:1], seed=1)
     assert float(other_seed[0].scores) != every[0][0]
+
+
+def test_clients_of_several_sizes_cost_no_more_than_each_size_alone(
+    audited: tuple[Path, ThreatModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sized(images: int) -> list[Observation]:
+        return [
+            replace(o, exchanges=(replace(o.exchanges[0], num_examples=images),))
+            for o in observed(audited)[:8]
+        ]
+
+    def blocks(targets: Sequence[Observation]) -> int:
+        made: list[Mapping[str, Tensor]] = []
+        simulate = property_snapshot.Simulated._block
+
+        def counted(one: property_snapshot.Simulated) -> Mapping[str, Tensor]:
+            made.append(made[0] if made else simulate(one))
+            return made[-1]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(property_snapshot.Simulated, "_block", counted)
+            scores(quick(batches=12, window=2, together=2), targets)
+        return len(made)
+
+    large, small, tiny = sized(8), sized(6), sized(4)
+    mixed = [one for group in zip(large, small, tiny, strict=True) for one in group]
+    assert blocks(mixed) == blocks(large) + blocks(small) + blocks(tiny)
+
+
+def test_one_claim_refuses_no_attack_on_the_others(audited: tuple[Path, ThreatModel]) -> None:
+    """A client that claims more images than there is auxiliary data fails alone."""
+    first, second, claiming = observed(audited)[:3]
+    (exchange,) = claiming.exchanges
+    claiming = replace(claiming, exchanges=(replace(exchange, num_examples=100_000),))
+    attack = quick()
+    attack.check([first, second, claiming])
+    with pytest.raises(PropertyError, match="a batch takes 100000"):
+        attack.check([claiming])
+    results = list(attack.attack([first, claiming, second], seed=0, device=CPU))
+    assert [type(result) for result in results] == [PropertyScores, Failure, PropertyScores]
+    training = FedAvg.model_copy(update={"drop_last": True})
+    odd = replace(first, local_training=training, auxiliary=people(24, 0))
+    held = replace(exchange, num_examples=11)  # of which 8 take part
+    assert fewest_images([replace(odd, exchanges=(held,))]) == 8
+
+
+class Bare(nn.Linear):
+    """A network that is nothing but a layer."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.flatten(1))
+
+
+def test_a_layer_may_have_any_name(audited: tuple[Path, ThreatModel]) -> None:
+    (observation,) = observed(audited)[:1]
+    bare = replace(observation, model=lambda: Bare(36, 2))
+    assert quick(layers="each").scored_by(bare) == ("auc",)  # the layer is the whole update
+    named = nn.Sequential(OrderedDict({"flat": nn.Flatten(), "all": nn.Linear(36, 2)}))
+    both = replace(observation, model=lambda: named)
+    assert quick(layers="each").scored_by(both) == ("auc", "auc(layer='all')")
+    assert quick(layers="all").scored_by(both) == ("auc",)
 
 
 def test_what_is_withheld_is_not_looked_at(audited: tuple[Path, ThreatModel]) -> None:
