@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
+from adversaries.layerwise.dealt_property import dealt_anew
 from fl_privacy.datasets.properties import HAS, LACKS, PropertyError, telling_property
 from fl_privacy.layers import LayerMetricError
 from fl_privacy.seeding import derive_seed, generator
@@ -24,6 +26,9 @@ BatchSize = Annotated[
 
 WORDS = {HAS: "with", LACKS: "without"}
 """A value of a property in words."""
+
+TRIES = 100
+"""How often a property is dealt out anew that leaves too few samples of a kind."""
 
 
 @dataclass(frozen=True)
@@ -50,67 +55,94 @@ def values_of(samples: Samples, name: str) -> Tensor:
         raise LayerMetricError(str(error)) from None
 
 
-def draw_batches(values: Tensor, fold_of: Tensor, batches: int, size: int, seed: int) -> Batches:
-    """In each fold ``batches`` batches all of whose samples have the property, and as many none of.
+@dataclass(frozen=True)
+class Draws:
+    """How batches are drawn: in each of ``folds`` groups of people ``batches`` with a property.
 
-    ``values [n]`` of the property, ``fold_of [n]`` of `folds_of`. A batch belongs to the people of
-    one fold. Within a fold batches share no sample until all have been used, and only then are
-    they shuffled anew.
-
-    Raises:
-        LayerMetricError: a fold with too few samples for a batch.
+    And as many without, ``size`` samples each. ``values [n]`` of the property, ``people [n]`` as in
+    `Samples`. ``apart``: no two batches share a sample.
     """
-    folds = int(fold_of.max()) + 1
-    indices, has, of = [], [], []
-    for fold in range(folds):
-        for value in (1, 0):
-            pool = torch.nonzero((fold_of == fold) & (values == value)).flatten()
-            if len(pool) < size:
-                raise LayerMetricError(
-                    f"fold {fold + 1} of {folds} holds {len(pool)} samples {WORDS[value]} the "
-                    f"property, and a batch needs {size}: expected {folds * size} or more in all "
-                    f"folds, got {int((values == value).sum())}; give more samples, or lower "
-                    f"batch_size or folds"
-                )
-            draw = generator(seed, "property batches", fold, value)
-            indices.append(in_turn(pool, size, batches, draw))
-            has.append(torch.full((batches,), value))
-            of.append(torch.full((batches,), fold))
-    return Batches(torch.cat(indices), torch.cat(has), torch.cat(of))
+
+    values: Tensor
+    people: Tensor | None
+    folds: int
+    batches: int
+    size: int
+    apart: bool = False
+
+    def told(self, seed: int) -> Batches:
+        """Batches by the property as it is.
+
+        Raises:
+            LayerMetricError: too few samples or people.
+        """
+        return self._by(self.values, seed)
+
+    def untold(self, seed: int) -> Batches:
+        """Batches by a property that means nothing: `dealt_anew`, and people grouped anew.
+
+        If people look as they do whatever they have, these differ from `told` by nothing but
+        chance, so that a number of `told` is above those of 19 such with a probability of 5 %.
+        Deals that leave too few samples for the batches are not taken.
+
+        Raises:
+            LayerMetricError: too few samples or people.
+        """
+        for number in range(TRIES):
+            own = derive_seed(seed, "dealt anew", number)
+            with suppress(LayerMetricError):
+                return self._by(dealt_anew(self.values, self.people, own), own)
+        raise LayerMetricError(
+            f"none of {TRIES} ways to deal the property out among people leaves samples with and "
+            f"without it for every batch: give samples of more people, or lower batch_size or "
+            f"{self._many}"
+        )
+
+    def _by(self, values: Tensor, seed: int) -> Batches:
+        fold_of = folds_of(values, self.people, self.folds, seed)
+        indices, has, folds = [], [], []
+        for fold in range(self.folds):
+            for value in (HAS, LACKS):
+                pool = torch.nonzero((fold_of == fold) & (values == value)).flatten()
+                self._check(len(pool), fold, value, int((values == value).sum()))
+                draw = generator(seed, "property batches", fold, value)
+                indices.append(in_turn(pool, self.size, self.batches, draw))
+                has.append(torch.full((self.batches,), value))
+                folds.append(torch.full((self.batches,), fold))
+        return Batches(torch.cat(indices), torch.cat(has), torch.cat(folds))
+
+    def _check(self, held: int, fold: int, value: int, every: int) -> None:
+        """Refuse a fold that ``held`` too few samples, ``every`` of that value in all."""
+        needed = self.size * (self.batches if self.apart else 1)
+        if held >= needed:
+            return
+        what = f"{self.batches} batches that share none need" if self.apart else "a batch needs"
+        why = (
+            f"expected {self.folds * needed} or more in all folds, got {every}; give more samples"
+            if every < self.folds * needed
+            else f"there are {every} in all, but of people who cannot be shared out evenly; give "
+            f"samples of more people"
+        )
+        raise LayerMetricError(
+            f"fold {fold + 1} of {self.folds} holds {held} samples {WORDS[value]} the property, "
+            f"and {what} {needed}: {why}, or lower batch_size or {self._many}"
+        )
+
+    @property
+    def _many(self) -> str:
+        """The setting that a user lowers to need fewer samples."""
+        return "n" if self.apart else "folds"
 
 
-def shuffled(values: Tensor, fold_of: Tensor, seed: int) -> Tensor:
-    """The property dealt out anew among the samples of each fold: the same shares, no meaning."""
-    dealt, draw = values.clone(), generator(seed, "shuffled property")
-    for fold in range(int(fold_of.max()) + 1):
-        inside = torch.nonzero(fold_of == fold).flatten()
-        dealt[inside] = values[inside[torch.randperm(len(inside), generator=draw)]]
-    return dealt
-
-
-def draw_apart(
-    samples: Samples, property: str, *, batches: int, size: int, seed: int
-) -> list[Tensor]:
-    """``batches`` batches that have the property, then as many that have not, ``[size]`` each.
-
-    No two share a sample.
-
-    Raises:
-        LayerMetricError: no usable property, or too few samples.
-    """
-    values = values_of(samples, property)
-    drawn: list[Tensor] = []
-    for value in (1, 0):
-        pool = torch.nonzero(values == value).flatten()
-        if len(pool) < batches * size:
-            raise LayerMetricError(
-                f"expected {batches * size} samples {WORDS[value]} the property, for {batches} "
-                f"batches of {size} that share none, got {len(pool)}: give more samples, or lower "
-                f"batch_size or n"
-            )
-        draw = generator(seed, "property batches", value)
-        drawn += in_turn(pool, size, batches, draw)
-    return drawn
+def distinct(batches: Batches, people: Tensor | None) -> dict[str, int]:
+    """How many distinct samples of each kind the batches hold, and of how many people, if known."""
+    told = {}
+    for value, word in WORDS.items():
+        seen = torch.unique(batches.indices[batches.has == value])
+        told[f"samples {word} it"] = len(seen)
+        if people is not None:
+            told[f"people {word} it"] = len(torch.unique(people[seen]))
+    return told
 
 
 def folds_of(values: Tensor, people: Tensor | None, folds: int, seed: int) -> Tensor:
@@ -120,22 +152,28 @@ def folds_of(values: Tensor, people: Tensor | None, folds: int, seed: int) -> Te
     in the same fold; where people are unknown, each sample is taken to be of another.
 
     Raises:
-        LayerMetricError: fewer samples of one kind than folds.
+        LayerMetricError: fewer samples of one kind, or fewer people, than folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     known = torch.nonzero(values >= 0).flatten()
     fold_of = torch.full_like(values, -1)
     draw = derive_seed(seed, "folds of people") % 2**32
-    fewest = min(int((values == value).sum()) for value in (0, 1))
+    fewer = ", or lower folds" if folds > 3 else ""
+    fewest = min(int((values == value).sum()) for value in (HAS, LACKS))
     if fewest < folds:
         raise LayerMetricError(
             f"expected {folds} or more samples with and without the property, one for each fold, "
-            f"got {fewest}: give more samples, or lower folds"
+            f"got {fewest}: give more samples{fewer}"
         )
     if people is None:
         split = StratifiedKFold(folds, shuffle=True, random_state=draw).split(known, values[known])
     else:
+        if (there := len(torch.unique(people[known]))) < folds:
+            raise LayerMetricError(
+                f"expected {folds} or more people of whom the property is known, one for each "
+                f"fold, got {there}: give samples of more people{fewer}"
+            )
         kind = StratifiedGroupKFold(folds, shuffle=True, random_state=draw)
         split = kind.split(known, values[known], people[known])
     for fold, (_, inside) in enumerate(split):

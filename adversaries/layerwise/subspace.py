@@ -6,9 +6,11 @@ Mo et al.: Quantifying Information Leakage from Gradients, https://arxiv.org/abs
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Annotated, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -19,14 +21,24 @@ from adversaries.layerwise.batch_gradients import (
     global_models,
     gradients_of,
 )
-from adversaries.layerwise.property_batches import BatchSize, PropertyName, draw_apart
+from adversaries.layerwise.families import Floats
+from adversaries.layerwise.property_batches import (
+    BatchSize,
+    Draws,
+    PropertyName,
+    distinct,
+    values_of,
+)
 from adversaries.layerwise.sensitivity_table import Layers, checked
-from adversaries.layerwise.subspaces import distance, small_factor
+from adversaries.layerwise.subspaces import Distance, distance, small_factor
 from fl_privacy.component import Component
 from fl_privacy.layers import LayerMetricError, weight_of
 from fl_privacy.protocols import Progress, silent
-from fl_privacy.seeding import generator
+from fl_privacy.seeding import derive_seed
 from fl_privacy.types import Exchange, LayerScores, Observation, PositiveInt, Samples
+
+HALVES = 2
+"""Groups of people that are compared."""
 
 
 class SubspaceDistance(Component):
@@ -34,18 +46,23 @@ class SubspaceDistance(Component):
 
     The paper gives no formula; ours is a reconstruction. At a recorded global model, columns are
     a layer's weight gradients of ``n`` batches all of whose samples have the property, and of
-    ``n`` batches without it; of each matrix the ``k`` leading left singular vectors span a
-    subspace, uncentered; the value is the geodesic distance between the two, from 0 (the same)
-    to 1 (orthogonal), `subspaces.distance`. All layers have the same ``n`` and ``k``, without
+    ``n`` batches without it, of other people; of each matrix the ``k`` leading left singular
+    vectors span a subspace, uncentered; the geodesic distance between the two goes from 0 (the
+    same) to 1 (orthogonal), `subspaces.distance`. The people are in two halves, and the value is
+    the mean over which half has the property. All layers have the same ``n`` and ``k``, without
     which they could not be compared.
 
     Random subspaces of many dimensions are close to orthogonal, and so are any two samples of
-    noisy gradients. So stand beside it: the distance ``within`` the kinds, between ``n`` and
-    another ``n`` batches that both have the property or both have it not, and the ``null``, between
-    ``n`` and ``n`` of the compared batches dealt out with no eye to the property (mean, and largest
-    of ``permutations``: with 19 of them a value above is significant at 5 %). No two batches share
-    a sample. NaN where the gradients of a layer have a rank below ``k``. Several global models are
-    averaged, with a standard error over them: rounds of one run, not repeats of it.
+    noisy gradients, or two groups of people. So stand beside it: the distance ``within`` the
+    kinds, between the halves where both have the property or both have it not, and the ``null``:
+    all of it again with the property dealt out anew among people (`dealt_anew`; mean, and largest
+    of ``permutations``: with 19 of them a value above is significant at 5 %). Where people are
+    not known each sample is taken to be of another, halves share people, and a value above the
+    null may be that of people, not of the property.
+
+    No two batches share a sample; how many samples of each kind they hold, and of how many people,
+    comes last. NaN where the gradients of a layer have a rank below ``k``. Several global models
+    are averaged, with a standard error over them: rounds of one run, not repeats of it.
     """
 
     needs: ClassVar[Literal["updates", "property", "data"]] = "property"
@@ -54,7 +71,9 @@ class SubspaceDistance(Component):
     n: Annotated[int, Field(ge=2, description="gradients in each matrix")] = 8
     k: Annotated[PositiveInt, Field(description="dimension of the subspaces")] = 4
     batch_size: BatchSize = None
-    permutations: Annotated[PositiveInt, Field(description="of labels, for the null")] = 19
+    permutations: Annotated[
+        PositiveInt, Field(description="deals of the property, for the null")
+    ] = 19
     layers: Layers = ()
 
     @model_validator(mode="after")
@@ -76,26 +95,31 @@ class SubspaceDistance(Component):
 
         Raises:
             LayerMetricError: no observation, samples that do not fit the task, no usable property,
-                too few samples, an unknown layer, or one with fewer than ``k`` weights.
+                too few samples or people, an unknown layer, or one with fewer than ``k`` weights.
         """
         data, models = checked(samples, observations), global_models(observations)
         layers = chosen_layers(observations[0], self.layers)
         self._check_ranks(models[0], layers)
         size = batch_size_of(observations[0], self.batch_size)
-        batches = draw_apart(data, self.property, batches=2 * self.n, size=size, seed=seed)
-        splits = comparisons(self.n, self.permutations, seed)
-        total, found = len(models) * len(batches), []
-        for place in range(len(models)):
+        draws = Draws(values_of(data, self.property), data.people, HALVES, self.n, size, apart=True)
+        held = draws.told(seed)
+        nulls = [derive_seed(seed, "property dealt anew", i) for i in range(self.permutations)]
+        drawn = [held, *(draws.untold(own) for own in nulls)]
+        batches = [indices for one in drawn for indices in one.indices] * len(models)
+        at = [place for place in range(len(models)) for _ in range(len(drawn) * len(held))]
+        made = gradients_of(observations, layers, data, batches, at, device=device, seed=seed)
+        found = []
+        for number in range(len(models) * len(drawn)):
             columns: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-            at = [place] * len(batches)
-            made = gradients_of(observations, layers, data, batches, at, device=device, seed=seed)
-            for done, (_, gradient) in enumerate(made, place * len(batches) + 1):
+            for done, (_, gradient) in enumerate(islice(made, len(held)), number * len(held) + 1):
                 for layer in layers:
                     columns[layer].append(gradient[layer].cpu())
-                progress(done, total)
+                progress(done, len(batches))
             factors = [small_factor(columns.pop(layer)) for layer in layers]
-            found.append([[distance(r[:, a], r[:, b], self.k) for a, b in splits] for r in factors])
-        return layer_scores(layers, torch.tensor(found, dtype=torch.float64), len(batches))
+            found.append([compared(factor, self.k) for factor in factors])
+        shape = len(models), len(drawn), len(layers), -1, 2
+        each = torch.tensor(found, dtype=torch.float64).reshape(shape)
+        return layer_scores(layers, each, len(held), distinct(held, data.people))
 
     def _check_ranks(self, sent: Exchange, layers: Sequence[str]) -> None:
         for layer in layers:
@@ -107,38 +131,40 @@ class SubspaceDistance(Component):
                 )
 
 
-Split = tuple[list[int], list[int]]
-"""Columns of the two matrices that are compared."""
+def compared(columns: Floats, k: int) -> list[Distance]:
+    """Distances between halves of people: of the kinds, either way round, then within each kind.
 
-
-def comparisons(n: int, permutations: int, seed: int) -> list[Split]:
-    """Which of ``4 n`` columns are compared: kinds, within each kind, then permuted labels.
-
-    The first ``2 n`` columns have the property. The kinds are compared by the first ``n`` of
-    each, and the permutations deal out just these.
+    ``columns [m, 4 n]`` as `Draws` gives batches: of one half ``n`` with the property and ``n``
+    without, then of the other.
     """
-    first, second = list(range(n)), list(range(n, 2 * n))
-    other, last = [2 * n + i for i in first], [2 * n + i for i in second]
-    splits: list[Split] = [(first, other), (first, second), (other, last)]
-    for i in range(permutations):
-        order = torch.randperm(2 * n, generator=generator(seed, "permuted labels", i)).tolist()
-        dealt = [(first + other)[j] for j in order]
-        splits.append((dealt[:n], dealt[n:]))
-    return splits
+    one_with, one_without, other_with, other_without = np.split(columns, 2 * HALVES, axis=1)
+    pairs = (
+        (one_with, other_without), (one_without, other_with),
+        (one_with, other_with), (one_without, other_without),
+    )  # fmt: skip
+    return [distance(first, second, k) for first, second in pairs]
 
 
-def layer_scores(layers: tuple[str, ...], found: Tensor, n: int) -> LayerScores:
-    """``found [models, layers, comparisons, 2]``, as `comparisons` lists them; ``n`` batches."""
-    geodesic, chordal = found.mean(0).unbind(-1)
-    null = geodesic[:, 3:]
+def layer_scores(
+    layers: tuple[str, ...], found: Tensor, n: int, held: Mapping[str, int]
+) -> LayerScores:
+    """``found [models, draws, layers, 4, 2]`` of `compared`; ``n`` batches, which ``held`` so many.
+
+    The first draw is about the property, the others about one that means nothing.
+    """
+    kinds, within = found[..., :2, :].mean(3), found[..., 2:, :].mean(3)
+    geodesic, chordal = kinds.mean(0).unbind(-1)
+    beside = within[:, 0].mean(0)
+    null = geodesic[1:]
     columns = {
-        "chordal": chordal[:, 0],
-        "within, geodesic": geodesic[:, 1:3].mean(1),
-        "within, chordal": chordal[:, 1:3].mean(1),
-        "null": null.mean(1),
-        f"null, largest of {null.shape[1]}": null.amax(1),
+        "chordal": chordal[0],
+        "within, geodesic": beside[:, 0],
+        "within, chordal": beside[:, 1],
+        "null": null.mean(0),
+        f"null, largest of {len(null)}": null.amax(0),
     }
     if len(found) > 1:
-        columns["standard error over models"] = found[:, :, 0, 0].std(0) / math.sqrt(len(found))
+        columns["standard error over models"] = kinds[:, 0, :, 0].std(0) / math.sqrt(len(found))
+    columns |= {name: torch.full_like(geodesic[0], count) for name, count in held.items()}
     unit = "share of the largest distance"
-    return LayerScores("subspace_distance", unit, layers, geodesic[:, 0], n=n, columns=columns)
+    return LayerScores("subspace_distance", unit, layers, geodesic[0], n=n, columns=columns)

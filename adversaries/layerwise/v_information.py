@@ -25,11 +25,10 @@ from adversaries.layerwise.families import Floats, families
 from adversaries.layerwise.property_batches import (
     Batches,
     BatchSize,
+    Draws,
     PropertyName,
-    draw_batches,
-    folds_of,
+    distinct,
     models_of,
-    shuffled,
     values_of,
 )
 from adversaries.layerwise.sensitivity_table import Layers, checked
@@ -59,10 +58,15 @@ class VInformation(Component):
 
     Beside it the value cut at zero, the ``ceiling`` (ln 2, as both are equally many), the
     standard error over folds, eq. (1) to the letter, in-sample, which cannot tell noise from
-    signal, and the ``null``: all of it again with the property shuffled among the samples of each
-    group (mean, and largest of ``permutations``: with 19 of them a value above is significant at
-    5 %). To shuffle the labels of batches would not do, as batches share samples. Folds of one
-    run are no independent repeats, so there is no interval: that takes repeated runs (20 in [Mo]).
+    signal, and the ``null``: all of it again with the property dealt out anew among people
+    (`dealt_anew`; mean, and largest of ``permutations``: with 19 of them a value above is
+    significant at 5 %). To shuffle it among samples, or the labels of batches, would not do, as
+    one person's samples are alike and batches share samples. Where people are not known it is
+    dealt among samples: a value above the null may then be that of recognized people.
+
+    Last come how many distinct samples of each kind the batches hold and of how many people:
+    what a value rests on, however many batches ``n`` were drawn of them. Folds of one run are no
+    independent repeats, so there is no interval: that takes repeated runs (20 in [Mo]).
     """
 
     needs: ClassVar[Literal["updates", "property", "data"]] = "property"
@@ -77,7 +81,9 @@ class VInformation(Component):
         PositiveInt, Field(description="with the property, and as many without, in each fold")
     ] = 20
     folds: Annotated[int, Field(ge=3, description="groups of people, tested in turn")] = 5
-    permutations: Annotated[PositiveInt, Field(description="of the property, for the null")] = 19
+    permutations: Annotated[
+        PositiveInt, Field(description="deals of the property, for the null")
+    ] = 19
     trees: Annotated[PositiveInt, Field(description="in the forest")] = 50
     layers: Layers = ()
 
@@ -94,20 +100,19 @@ class VInformation(Component):
 
         Raises:
             LayerMetricError: no observation, samples that do not fit the task, no usable property,
-                too few samples, or an unknown layer.
+                too few samples or people, or an unknown layer.
         """
         data = checked(samples, observations)
         layers = chosen_layers(observations[0], self.layers)
         size = batch_size_of(observations[0], self.batch_size)
         values = values_of(data, self.property)
-        fold_of = folds_of(values, data.people, self.folds, seed)
+        draws = Draws(values, data.people, self.folds, self.batches, size)
         family = families(self.trees)[self.family]
         found: list[list[UsableInformation]] = [[] for _ in range(1 + self.permutations)]
-        literal: list[float] = []
+        literal, held = list[float](), draws.told(seed)
         for number, told in enumerate(found):
             own = derive_seed(seed, "v-information", number)
-            dealt = shuffled(values, fold_of, own) if number else values
-            batches = draw_batches(dealt, fold_of, self.batches, size, own)
+            batches = draws.untold(own) if number else held
             labels, groups = batches.has.numpy(), batches.folds.numpy()
             described = self.described(observations, layers, data, batches, device, own)
             for features in described:
@@ -115,7 +120,7 @@ class VInformation(Component):
                 if not number:
                     literal.append(in_sample_information(features, labels, family, seed=own))
                 progress(number * len(layers) + len(told), len(found) * len(layers))
-        return layer_scores(layers, found, literal, len(batches))
+        return layer_scores(layers, found, literal, len(held), distinct(held, data.people))
 
     def described(
         self,
@@ -143,10 +148,11 @@ def layer_scores(
     found: Sequence[Sequence[UsableInformation]],
     literal: Sequence[float],
     n: int,
+    held: Mapping[str, int],
 ) -> LayerScores:
-    """The signed values in nats, and everything beside them; ``n`` batches.
+    """The signed values in nats, and everything beside them; ``n`` batches, which ``held`` so many.
 
-    The first of ``found`` is about the property, the others about the shuffled one.
+    The first of ``found`` is about the property, the others about one that means nothing.
     """
     values = torch.tensor([[one.value for one in told] for told in found], dtype=torch.float64)
     value, null = values[0], values[1:]
@@ -161,5 +167,6 @@ def layer_scores(
         f"null, largest of {len(null)}": null.amax(0),
         "standard error over folds": error,
         "in-sample, eq. (1) to the letter": in_sample,
+        **{name: torch.full_like(value, count) for name, count in held.items()},
     }
     return LayerScores("v_information", "nats", layers, value, n=n, columns=columns)

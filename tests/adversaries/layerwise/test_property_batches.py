@@ -6,16 +6,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adversaries.layerwise import property_batches
 from adversaries.layerwise.batch_gradients import gradients_of
+from adversaries.layerwise.dealt_property import alike, dealt_anew
 from adversaries.layerwise.property_batches import (
-    draw_apart,
-    draw_batches,
+    Batches,
+    Draws,
+    distinct,
     folds_of,
     models_of,
-    shuffled,
     values_of,
 )
 from fl_privacy.layers import LayerMetricError
+from fl_privacy.seeding import generator
 from fl_privacy.testing.toys import TRAINING, toy_model, toy_observations, toy_samples
 from fl_privacy.types import Observation, Samples
 
@@ -40,7 +43,7 @@ def test_folds_share_no_person_and_have_about_the_same_shares(people: Tensor | N
 
 def test_each_batch_is_of_one_kind_and_one_fold_and_uses_all_before_any_twice() -> None:
     fold_of = folds_of(VALUES, PEOPLE, 4, seed=0)
-    drawn = draw_batches(VALUES, fold_of, 3, 3, seed=0)
+    drawn = Draws(VALUES, PEOPLE, folds=4, batches=3, size=3).told(0)
     assert len(drawn) == 4 * 2 * 3
     assert drawn.indices.shape == (24, 3)
     for indices, has, fold in zip(drawn.indices, drawn.has, drawn.folds, strict=True):
@@ -55,22 +58,84 @@ def test_each_batch_is_of_one_kind_and_one_fold_and_uses_all_before_any_twice() 
 
 
 def test_batches_that_are_compared_share_no_sample() -> None:
-    drawn = draw_apart(SAMPLES, "smiling", batches=6, size=5, seed=0)
-    assert [set(VALUES[b].tolist()) for b in drawn] == [{1}] * 6 + [{0}] * 6
-    assert len(set(torch.cat(drawn).tolist())) == 60
+    drawn = Draws(VALUES, None, folds=2, batches=3, size=5, apart=True).told(0)
+    assert [set(VALUES[b].tolist()) for b in drawn.indices] == ([{1}] * 3 + [{0}] * 3) * 2
+    assert len(set(drawn.indices.flatten().tolist())) == 60
 
 
-def test_shuffling_keeps_what_each_fold_holds() -> None:
-    fold_of = folds_of(VALUES, None, 4, seed=0)
-    dealt = shuffled(VALUES, fold_of, seed=1)
+def test_samples_and_people_are_counted_once() -> None:
+    held = Draws(VALUES, PEOPLE, folds=3, batches=50, size=4).told(0)
+    having, without = (VALUES == 1), (VALUES == 0)
+    assert distinct(held, PEOPLE) == {
+        "samples with it": int(having.sum()),
+        "people with it": len(set(PEOPLE[having].tolist())),
+        "samples without it": int(without.sum()),
+        "people without it": len(set(PEOPLE[without].tolist())),
+    }
+    assert set(distinct(held, None)) == {"samples with it", "samples without it"}
+
+
+def test_where_people_are_unknown_samples_are_shuffled() -> None:
+    dealt = dealt_anew(VALUES, None, seed=1)
     assert (dealt != VALUES).any()
-    for fold in (-1, 0, 1, 2, 3):
-        assert dealt[fold_of == fold].sum() == VALUES[fold_of == fold].sum()
+    assert torch.equal(dealt < 0, VALUES < 0)
+    assert dealt.sum() == VALUES.sum()
+
+
+@pytest.mark.parametrize("sizes", [[6] * 40, list(range(2, 42))])
+def test_a_property_of_people_stays_one_of_people(sizes: list[int]) -> None:
+    people = torch.arange(40).repeat_interleave(torch.tensor(sizes))
+    own = torch.arange(40) % 2
+    dealt = dealt_anew(own[people], people, seed=0)
+    shares = torch.stack([dealt[people == person].double().mean() for person in range(40)])
+    assert set(shares.tolist()) == {0, 1}
+    assert shares.sum() == 20
+    assert 10 <= int((shares == own).sum()) <= 30  # 20 are expected, 3 their deviation
+
+
+def test_people_of_as_many_samples_swap_how_many_have_it() -> None:
+    people = torch.arange(180) // 3
+    own = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, -1]] * 20).flatten()
+    dealt = dealt_anew(own, people, seed=0)
+
+    def having(values: Tensor, size: int) -> list[int]:
+        groups = values.view(-1, 3)
+        return sorted(int((g == 1).sum()) for g in groups if int((g >= 0).sum()) == size)
+
+    assert torch.equal(dealt < 0, own < 0)
+    assert having(dealt, 3) == having(own, 3)
+    assert having(dealt, 2) == having(own, 2)
+    assert not torch.equal(dealt.view(-1, 3).sum(1), own.view(-1, 3).sum(1))
+
+
+def test_people_are_alike_whose_numbers_of_samples_are_near() -> None:
+    counts = torch.tensor([1] * 30 + [2] * 5 + [3] * 15 + [400] * 3)
+    groups = [counts[group] for group in alike(counts)]
+    assert [set(group.tolist()) for group in groups] == [{1}, {2, 3, 400}]
+    assert [len(group) for group in alike(torch.tensor([5, 1, 3]))] == [3]
+
+
+def test_a_number_of_a_property_that_means_nothing_is_among_its_nulls() -> None:
+    """The batch mean of what goes with a person says which people were drawn, and no more."""
+    people = torch.arange(240) // 20
+    above = 0
+    for seed in range(30):
+        draw = generator(seed, "people")
+        values = (torch.randperm(12, generator=draw) % 2)[people]
+        look = torch.randn(12, generator=draw)[people]
+        draws = Draws(values, people, folds=2, batches=4, size=10)
+
+        def gap(held: Batches, look: Tensor = look) -> float:
+            means = look[held.indices].mean(1)
+            return float((means[held.has == 1].mean() - means[held.has == 0].mean()).abs())
+
+        above += gap(draws.told(seed)) > max(gap(draws.untold(9 * seed + i)) for i in range(3))
+    assert above <= 14  # 7.5 are expected, 2.4 their deviation; 21 if dealt among samples
 
 
 @pytest.mark.parametrize(("models", "apart"), [(1, False), (3, False), (4, True), (9, True)])
 def test_folds_have_rounds_of_their_own_where_there_are_enough(models: int, apart: bool) -> None:
-    drawn = draw_batches(VALUES, folds_of(VALUES, None, 4, seed=0), 6, 2, seed=0)
+    drawn = Draws(VALUES, None, folds=4, batches=6, size=2).told(0)
     at = models_of(drawn, models)
     used = [set(at[drawn.folds == fold].tolist()) for fold in range(4)]
     assert set.union(*used) == set(range(models))
@@ -162,10 +227,29 @@ def test_the_only_property_needs_no_name() -> None:
 
 
 def test_too_few_samples_are_refused() -> None:
-    fold_of = folds_of(VALUES, None, 4, seed=0)
     with pytest.raises(LayerMetricError, match=r"fold 1 of 4 holds 10 samples with .* got 40"):
-        draw_batches(VALUES, fold_of, 2, 11, seed=0)
-    with pytest.raises(LayerMetricError, match=r"expected 42 samples with .* got 40"):
-        draw_apart(SAMPLES, "smiling", batches=6, size=7, seed=0)
+        Draws(VALUES, None, folds=4, batches=2, size=11).told(0)
+    with pytest.raises(LayerMetricError, match=r"3 batches that share none need 21: .* 42 .*or n"):
+        Draws(VALUES, None, folds=2, batches=3, size=7, apart=True).told(0)
     with pytest.raises(LayerMetricError, match=r"expected 5 or more .* got 3"):
         folds_of(torch.tensor([1, 1, 1] + [0] * 9), None, 5, seed=0)
+
+
+def test_too_few_people_are_refused() -> None:
+    few = torch.arange(120) // 40
+    with pytest.raises(LayerMetricError, match=r"expected 5 or more people .* got 3: .*folds"):
+        Draws(VALUES, few, folds=5, batches=2, size=2).told(0)
+    one = (torch.arange(120) < 60).long()
+    with pytest.raises(LayerMetricError, match=r"60 in all, but of people who cannot be shared"):
+        Draws(one, few, folds=3, batches=2, size=10).told(0)
+
+
+def test_what_no_deal_leaves_enough_of_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(property_batches, "TRIES", 3)
+    people = torch.tensor([0] * 30 + [1] * 30 + list(range(2, 42)))
+    values = torch.tensor([1] * 60 + [0] * 40)
+    draws = Draws(values, people, folds=2, batches=1, size=30)
+    with pytest.raises(LayerMetricError, match=r"holds 20 samples without"):
+        draws.told(0)
+    with pytest.raises(LayerMetricError, match=r"none of 3 ways .* samples of more people"):
+        draws.untold(0)

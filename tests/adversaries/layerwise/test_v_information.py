@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adversaries.layerwise.v_information import VInformation
 from fl_privacy.layers import LayerMetricError
+from fl_privacy.seeding import generator
 from fl_privacy.testing import check_layer_metric
 from fl_privacy.testing.toys import toy_observations, toy_samples
 from fl_privacy.types import LayerScores, Samples
@@ -62,6 +63,27 @@ def test_what_means_nothing_is_not_found_but_in_sample() -> None:
     assert (column(found, "in-sample, eq. (1)") > 0.15).all()
     assert torch.equal(column(found, "at least 0"), found.values.clamp_min(0))
     assert found.standard_errors is None  # folds are no repeats, so none that makes an interval
+
+
+def of_people() -> Samples:
+    """Thirty people, half of whom have a property that means nothing, eight pictures of each."""
+    draw, people = generator(5, "people"), torch.arange(240) // 8
+    looks = 2 * torch.randn(30, 1, 6, 6, generator=draw)[people]
+    has = (torch.randperm(30, generator=draw) % 2)[people]
+    samples = toy_samples(240)
+    inputs = samples.inputs + looks
+    return replace(samples, inputs=inputs, properties={"property": has}, people=people)
+
+
+def test_people_are_kept_apart_so_that_to_know_them_is_no_use() -> None:
+    samples, one = of_people(), {"permutations": 1, "layers": ("1",), "batch_size": 8}
+    known, unknown = (measured(s, **one) for s in (samples, replace(samples, people=None)))
+    assert float(unknown.values) > 0.4  # whoever is on a picture was seen before
+    assert float(known.values) < 0.1
+    assert column(known, "people with it") == 15
+    assert column(known, "people without it") == 15
+    assert not any(name.startswith("people") for name in unknown.columns)
+    assert column(unknown, "samples with it") <= 120
 
 
 def test_layers_are_measured_alike_alone_and_together() -> None:
