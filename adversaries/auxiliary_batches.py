@@ -15,7 +15,7 @@ from torch.func import vmap
 
 from adversaries.gradient_features import features
 from adversaries.local_steps import Client
-from fl_privacy.datasets.properties import HAS, LACKS, PropertyError, telling_property
+from fl_privacy.datasets.properties import HAS, LACKS, PropertyError, secret_property
 from fl_privacy.types import Samples, Task, Tensors
 
 
@@ -32,9 +32,10 @@ def pool_of(auxiliary: Samples, name: str) -> Pool:
     """The samples that have a property (1) and that have not (0); an empty name is the only one.
 
     Raises:
-        PropertyError: no such property, several without a name, or one of a single value.
+        PropertyError: no such property, several without a name, one of a single value, or one
+            that the labels give away.
     """
-    name, values = telling_property(auxiliary.properties, name, "the auxiliary data")
+    name, values, _ = secret_property(auxiliary, name, "the auxiliary data")
     return Pool(name, *(torch.nonzero(values == kind).flatten() for kind in (HAS, LACKS)))
 
 

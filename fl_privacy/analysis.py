@@ -17,7 +17,8 @@ import torch
 from fl_privacy import component
 from fl_privacy.metrics.preparing import check_observed, prepared_metrics
 from fl_privacy.plan import METRICS, AnalysisError, Plan, config_of, resolve_device
-from fl_privacy.protocols import Adversary, Inferring, Metric, Progress, silent
+from fl_privacy.property_facts import facts_of
+from fl_privacy.protocols import Adversary, Inferring, Metric, OfProperty, Progress, silent
 from fl_privacy.recording import Recording
 from fl_privacy.result_rows import members_of, row
 from fl_privacy.results import (
@@ -122,7 +123,10 @@ def prepare(
     metrics = prepared_metrics(specs, recording.manifest.dataset or "", known)
     check_observed(metrics.values(), observations[0])
     config = config_of(plan, adversary, metrics, recording, known, device)
-    config = config.model_copy(update={"model": model_name or config.model})
+    relation = None
+    if isinstance(adversary, OfProperty):
+        relation = facts_of(observations[0].auxiliary, adversary.property)
+    config = config.model_copy(update={"model": model_name or config.model, "relation": relation})
     if isinstance(adversary, Batched):
         width = adversary.width or stored_width(run, config)
         if width is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fl_privacy import component
 from fl_privacy.component import ComponentError
-from fl_privacy.datasets.properties import PropertyError, telling_property
+from fl_privacy.datasets.properties import PropertyError, secret_property
 from fl_privacy.layer_data import GIVE, LayerData
 from fl_privacy.plan import AnalysisError
 from fl_privacy.protocols import LayerMetric
@@ -67,7 +67,7 @@ def _made(spec: str, data: LayerData) -> LayerMetric:
         raise AnalysisError(f"{spec} needs {WANTED[needs]}, and no data was given: {GIVE}")
     metric = component.create("layer_metrics", spec)
     if needs == "property" and data.samples is not None:
-        found = telling_property(data.samples.properties, metric.property, data.name)
+        found = secret_property(data.samples, metric.property, data.name)
         metric = metric.model_copy(update={"property": found.name})
     made: LayerMetric = metric
     return made

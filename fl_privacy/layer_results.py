@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from fl_privacy.property_facts import PropertyFacts
 from fl_privacy.recording_store import write_atomically
 from fl_privacy.types import LayerScores, NonNegativeFloat, Samples, Task
 
@@ -36,7 +37,7 @@ class MeasureConfig(BaseModel):
 
     ``metric`` is the spec that makes it, ``name`` its component name. ``data`` names the samples
     in words, ``data_digest`` covers their content, ``targets_digest`` the updates; ``rounds`` are
-    written ``attempt:round``.
+    written ``attempt:round``. ``relation`` is what the samples tell of the property.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -62,6 +63,7 @@ class MeasureConfig(BaseModel):
     recording_digest: str
     code_digest: str
     versions: dict[str, str]
+    relation: PropertyFacts | None = None
 
     @property
     def about(self) -> str:

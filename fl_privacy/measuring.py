@@ -30,6 +30,7 @@ from fl_privacy.layer_results import (
     write_measurement,
 )
 from fl_privacy.plan import AnalysisError, recording_digest, resolve_device
+from fl_privacy.property_facts import facts_of
 from fl_privacy.protocols import LayerMetric, Progress, silent
 from fl_privacy.recording import Recording
 from fl_privacy.run_folder import RunFolder
@@ -150,11 +151,11 @@ def _config(
     device: torch.device,
 ) -> MeasureConfig:
     assert isinstance(metric, Component), "component.create makes nothing else"
-    last = [o.exchanges[-1] for o in group]
+    last, settings = [o.exchanges[-1] for o in group], metric.model_dump(mode="json")
     return MeasureConfig(
         metric=component.spec_of("layer_metrics", metric),
         name=component.name_of("layer_metrics", metric),
-        settings=metric.model_dump(mode="json"),
+        settings=settings,
         needs=metric.needs,
         source=data.source,
         data=data.name,
@@ -172,6 +173,9 @@ def _config(
         recording_digest=recording_digest(recording),
         code_digest=code_digest(),
         versions={"fl-privacy": VERSION, "torch": torch.__version__, "numpy": np.__version__},
+        relation=facts_of(data.samples, str(settings.get("property") or ""))
+        if metric.needs == "property"
+        else None,
     )
 
 

@@ -15,6 +15,7 @@ from fl_privacy.component import parse
 from fl_privacy.layer_results import Measurement
 from fl_privacy.metrics.correlation import Correlation, Profile, correlate
 from fl_privacy.metrics.statistics import Interval
+from fl_privacy.property_facts import PropertyFacts
 from fl_privacy.property_rows import Counts
 
 
@@ -23,7 +24,7 @@ class LayerAuc:
     """What one attacker got from one layer alone; ``property`` empty where it is not named.
 
     ``null``: the same attacker, taught a property that means nothing. ``counts``: the batches, and
-    of how many clients they are.
+    of how many clients they are; ``relation``: what the auxiliary data tells of the property.
     """
 
     attacker: str
@@ -32,6 +33,7 @@ class LayerAuc:
     auc: Interval
     null: Interval | None = None
     counts: Counts | None = None
+    relation: PropertyFacts | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from clients.property_schedule import refuse_schedule, values_of
 from clients.round_trip import refuse_proximal_term
 from clients.training import draw_batches, local_train
 from fl_privacy.component import ComponentError, create, create_all
-from fl_privacy.datasets.properties import check_property
+from fl_privacy.datasets.properties import check_property, tell_relation
 from fl_privacy.defenses import split_defenses
 from fl_privacy.protocols import Attributed, Costly, Dataset, Model, Partition
 from fl_privacy.recording_opening import check_same
@@ -125,8 +125,7 @@ def check_property_roles(
         except ComponentError as error:
             raise ComponentError(f"client {client}: {error}") from None
     relation = check_property(name, torch.cat(labels), torch.cat(values))
-    told = "Property %s: phi to the main task %+.3f over the clients' samples (n = %s)"
-    getLogger("flwr").info(told, name, *relation)
+    tell_relation(name, relation, " over the clients' samples")
 
 
 def without_inputs(dataset: Dataset, own: Tensor) -> Samples:

@@ -43,4 +43,5 @@ def layer_of(metric: MetricInfo) -> str:
 def counts(attack: Analysis, defense: str | None) -> str:
     """How many batches of how many clients had the property, and what chance would get."""
     found = counted(scored(attack.of(defense), set_metrics(attack)[0].name))
-    return f"{found}; chance gets {CHANCE}"
+    relation = f"; {attack.config.relation}" if attack.config.relation else ""
+    return f"{found}; chance gets {CHANCE}{relation}"

@@ -71,6 +71,14 @@ class Inferring(Protocol):
 
 
 @runtime_checkable
+class OfProperty(Protocol):
+    """An adversary that infers a property of its auxiliary data; empty: the only one there is."""
+
+    @property
+    def property(self) -> str: ...
+
+
+@runtime_checkable
 class LayerMetric(Protocol):
     """Measures how much each layer of an update tells (the auditor's tool)."""
 

@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor
 
+from fl_privacy.property_facts import PropertyFacts
 from fl_privacy.types import Reconstruction, Task
 
 Cell = str | int | float | bool | None
@@ -77,7 +78,8 @@ class ResultConfig(BaseModel):
     hyperparameters, defaults too; ``requires`` names what it needs of an observation. ``model``
     is what the attack differentiated; ``threads`` are torch's; ``oracle`` names what was
     granted beyond what a server sees; ``adaptation`` says what was changed because the defense is
-    known, and why. Results that are older than a field have its default.
+    known, and why; ``relation`` is what the auxiliary data tells of the property that is
+    inferred. Results that are older than a field have its default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -100,6 +102,7 @@ class ResultConfig(BaseModel):
     oracle: tuple[str, ...] = ()
     adaptation: str = ""
     versions: dict[str, str] = {}
+    relation: PropertyFacts | None = None
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     complete: bool = False
 
@@ -115,9 +118,15 @@ class ResultConfig(BaseModel):
         """``<name>-<first 8 digits of the digest>``."""
         return f"{self.name}-{self.digest[:8]}"
 
+    @property
+    def about(self) -> str:
+        """The property that was inferred; empty where none is named."""
+        return self.relation.name if self.relation else str(self.settings.get("property") or "")
+
     def identity(self) -> dict[str, Any]:
-        """What the digest covers: not ``created``, ``complete`` and the remark ``adaptation``."""
-        return self.model_dump(mode="json", exclude={"created", "complete", "adaptation"})
+        """What the digest covers: not ``created``, ``complete`` and remarks on the rest."""
+        remarks = {"created", "complete", "adaptation", "relation"}
+        return self.model_dump(mode="json", exclude=remarks)
 
     def columns(self) -> pa.Schema:
         """Schema of the result table."""

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from adversaries.layerwise.dealt_property import dealt_anew
-from fl_privacy.datasets.properties import HAS, LACKS, PropertyError, telling_property
+from fl_privacy.datasets.properties import HAS, LACKS, PropertyError, secret_property
 from fl_privacy.layers import LayerMetricError
 from fl_privacy.seeding import derive_seed, generator
 from fl_privacy.types import PositiveInt, Samples
@@ -47,10 +47,10 @@ def values_of(samples: Samples, name: str) -> Tensor:
     """The values of a property, ``[n]``: 1 has it, 0 has not, -1 unknown.
 
     Raises:
-        LayerMetricError: no such property, or one that all or none have.
+        LayerMetricError: no such property, one that all or none have, or that the labels give away.
     """
     try:
-        return telling_property(samples.properties, name, "the samples").values
+        return secret_property(samples, name, "the samples").values
     except PropertyError as error:
         raise LayerMetricError(str(error)) from None
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from logging import INFO, WARNING, getLogger
+from logging import getLogger
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -17,13 +17,13 @@ from torch import Tensor
 from fl_privacy.component import Component
 from fl_privacy.datasets.arrays import Arrays, DatasetError, Split, check_indices, moments
 from fl_privacy.datasets.properties import (
-    UNRELATED,
     AttributeTable,
     Group,
     Phi,
     check_property,
     main_labels,
     split_people,
+    tell_relation,
 )
 from fl_privacy.types import PositiveFloat, PositiveInt, Samples, Task
 
@@ -147,16 +147,8 @@ class AttributedDataset(Component, ABC):
             for group, chosen in _indices(self._whole()).items()
         )
         log.info("Main task %s: %s", " or ".join(self.classes()), ", ".join(told))
-        for name, (value, n) in self.relations().items():
-            related = "" if abs(value) <= UNRELATED else f", above {UNRELATED}: not unrelated"
-            log.log(
-                WARNING if related else INFO,
-                "Property %s: phi to the main task %+.3f (n = %s)%s",
-                name,
-                value,
-                n,
-                related,
-            )
+        for name, relation in self.relations().items():
+            tell_relation(name, relation)
 
     def _chosen(self, split: Split) -> Tensor:
         """Indices of a split's samples in the table, ``[n]``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from logging import INFO, WARNING, getLogger
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from fl_privacy.component import meant
 from fl_privacy.datasets.arrays import DatasetError
 from fl_privacy.seeding import generator
+from fl_privacy.types import Samples
 
 Group = Literal["clients", "auxiliary", "test"]
 
@@ -113,6 +115,24 @@ class Phi(NamedTuple):
     value: float
     n: int
 
+    @property
+    def related(self) -> bool:
+        """Whether it is more than what counts as unrelated."""
+        return abs(self.value) > UNRELATED
+
+    def __str__(self) -> str:
+        """``+0.310 (n = 400), above 0.2: not unrelated``."""
+        warning = f", above {UNRELATED}: not unrelated" if self.related else ""
+        return f"{self.value:+.3f} (n = {self.n}){warning}"
+
+
+class Secret(NamedTuple):
+    """A `Property` that the labels do not give away, and how closely it goes with them."""
+
+    name: str
+    values: Tensor
+    relation: Phi
+
 
 def main_labels(table: AttributeTable, main_task: str | tuple[str, ...]) -> Tensor:
     """Labels ``[n]`` int64 of the main task, -1 unknown.
@@ -156,7 +176,8 @@ def check_property(name: str, labels: Tensor, values: Tensor) -> Phi:
     """Phi of a property, if there is a secret in it apart from the main task.
 
     Raises:
-        DatasetError: it has one value only, or the main task's labels give it away.
+        DatasetError: it has one value only, or the main task's labels give it away, of which one
+            at least is seen twice.
     """
     relation = phi(labels, values)
     both = (labels >= 0) & (values >= 0)
@@ -167,13 +188,36 @@ def check_property(name: str, labels: Tensor, values: Tensor) -> Phi:
         raise DatasetError(
             f"property {name!r} {found} samples whose main task is known; choose another property"
         )
-    if len(pairs) == len({label for label, _ in pairs}):
+    if len(pairs) == len({label for label, _ in pairs}) < relation.n:
         raise DatasetError(
             f"property {name!r} is the main task, or its complement (|phi| = "
             f"{abs(relation.value):.3g}, n = {relation.n}): the labels give it away; choose a "
             f"property that is not the task"
         )
     return relation
+
+
+def secret_property(samples: Samples, name: str, where: str = "the data") -> Secret:
+    """`telling_property` of samples, in which there is a secret apart from their labels.
+
+    Raises:
+        PropertyError: as there, or the labels give it away.
+    """
+    found = telling_property(samples.properties, name, where)
+    try:
+        relation = check_property(found.name, samples.labels, found.values)
+    except DatasetError as error:
+        raise PropertyError(f"{error}; seen in {where}") from None
+    return Secret(*found, relation)
+
+
+def tell_relation(name: str, relation: Phi, over: str = "") -> None:
+    """Log how closely a property and the main task go together, a warning where they do.
+
+    ``over`` says on which samples, such as `` over all``.
+    """
+    level = WARNING if relation.related else INFO
+    getLogger("flwr").log(level, "Property %s: phi to the main task%s %s", name, over, relation)
 
 
 def split_people(

@@ -22,7 +22,7 @@ def layer_aucs(found: Sequence[Analysis]) -> list[LayerAuc]:
 def aucs_of(analysis: Analysis, null: Analysis | None = None) -> list[LayerAuc]:
     """The AUC at every layer of one attack, beside that of its ``null``."""
     groups = defenses([analysis])
-    about = str(analysis.config.settings.get("property") or "")
+    config = analysis.config
     aucs = []
     for defense in groups:
         who = analysis.label + (f", {group_title(defense).lower()}" if len(groups) > 1 else "")
@@ -33,6 +33,7 @@ def aucs_of(analysis: Analysis, null: Analysis | None = None) -> list[LayerAuc]:
             auc = score(analysis, defense, metric, None).interval
             chance = score(null, defense, metric, None).interval if null else None
             if auc.n:
-                counts = counted(scored(analysis.of(defense), metric.name))
-                aucs.append(LayerAuc(who, about, str(settings["layer"]), auc, chance, counts))
+                known = counted(scored(analysis.of(defense), metric.name)), config.relation
+                layer = str(settings["layer"])
+                aucs.append(LayerAuc(who, config.about, layer, auc, chance, *known))
     return aucs

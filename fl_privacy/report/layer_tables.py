@@ -40,7 +40,9 @@ def auc_table(own: Sequence[LayerAuc]) -> dict[str, Any]:
     about = f" of {own[0].property}" if own[0].property else ""
     return {
         "title": f"AUC{about} from each layer alone, {plain(own[0].attacker)}",
-        "counts": "; ".join(dict.fromkeys(str(a.counts) for a in own if a.counts)),
+        "counts": "; ".join(
+            dict.fromkeys(str(said) for a in own for said in (a.counts, a.relation) if said)
+        ),
         "lines": [
             {
                 "layer": a.layer,

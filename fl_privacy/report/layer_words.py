@@ -94,4 +94,5 @@ def about(found: Measurement) -> str:
         said += f", {config.data}"
     n = f"; n {found.n:,}" if found.n else ""
     updates = count(config.updates, "recorded update")
-    return f"{said}; at the global model behind {updates}{n}; seed {config.seed}"
+    relation = f"; {config.relation}" if config.relation else ""
+    return f"{said}{relation}; at the global model behind {updates}{n}; seed {config.seed}"

@@ -204,12 +204,15 @@ def table(found: Sequence[Analysis], defense: str | None) -> dict[str, Any]:
 
 def _line(line: Score) -> dict[str, Any]:
     metric: MetricInfo = line.metric
-    rows = line.analysis.of(line.defense)
+    told: list[object] = []
+    if metric.set_level:
+        told.append(counted(scored(line.analysis.of(line.defense), metric.name)))
+        told += [line.analysis.config.relation] if line.analysis.config.relation else []
     return {
         "metric": metric,
         "direction": "higher leaks more" if metric.higher_is_leakier else "lower leaks more",
         "settings": words.metric_settings(metric),
-        "counts": str(counted(scored(rows, metric.name))) if metric.set_level else "",
+        "counts": "; ".join(map(str, told)),
         "mean": words.interval(line.interval, metric),
         "quartiles": words.spread(line.quartiles, metric),
         "n": line.interval.n,

@@ -61,7 +61,7 @@ def _named(attack: Attack, found: Analysis) -> Analysis:
 
 def whole_auc(analysis: Analysis, null: Analysis | None) -> Iterator[LayerAuc]:
     """The AUC of one attack that saw the whole update, beside that of its ``null``."""
-    about = str(analysis.config.settings.get("property") or "")
+    about = analysis.config.about
     for metric in analysis.config.metrics:
         if parse(metric.spec or metric.name) != (AUC, {}):
             continue

@@ -117,7 +117,7 @@ def check_layer_metric(metric: LayerMetric) -> None:
         f"needs must be 'updates', 'property' or 'data', got {metric.needs!r}",
     )
     observations, _ = toy_observations(8)
-    samples = replace(toy_samples(16), properties={"property": torch.arange(16) % 2})
+    samples = replace(toy_samples(16), properties={"property": torch.arange(16) // 4 % 2})
     given = None if metric.needs == "updates" else samples
 
     def measure() -> Tensor:

@@ -415,6 +415,7 @@ ODD = torch.arange(200) % 2
         ("", None, "expected property='...', one of hat, shoes"),
         ("property='shoes'", None, "'shoes' .*got 0 with, 200 without and 0 unknown"),
         ("", changed(), "no property in the auxiliary data"),
+        ("", changed(same=1 - people(200, 2).labels), "'same' is the main task, or its complement"),
         ("", changed(rare=(torch.arange(200) < 7).long()), "7 auxiliary samples have 'rare'.*8 "),
         ("", changed(odd=torch.where(torch.arange(200) < 193, 1, 0)), "7 auxiliary samples lack"),
         ("", changed(odd=-torch.ones(200).long()), "'odd' .*0 with, 0 without and 200 unknown"),
@@ -468,6 +469,13 @@ def test_the_command_line_gives_scores_results_and_a_page(
     shown = console.export_text()
     assert "whole update" in shown and "dense1" in shown and "property permuted" in shown
     assert "3 batches with the property, 6 without" in shown
+    assert "phi of hat to the main task" in shown
+    relation = results[0].config.relation
+    assert relation is not None
+    assert (relation.name, relation.n) == ("hat", 200)
+    known = people(200, 2)
+    expected = np.corrcoef(known.labels, known.properties["hat"])[0, 1]
+    assert relation.phi == pytest.approx(expected)
     assert attack_command.no_scores(results[0]) == ""
     values, has, _ = scored(results[0].rows(), "auc")
     assert len(values) == 9 and sum(map(bool, has)) == 3
@@ -476,6 +484,7 @@ def test_the_command_line_gives_scores_results_and_a_page(
     assert {row["round"] for row in results[0].rows() if row["has_property"] == "1"} == {3, 6, 9}
     assert set(key.values()) == {row["key"] for row in results[0].rows()}
     page = write_report(tmp_path).read_text()
+    assert "phi of hat to the main task" in page
     assert "AUC" in page and "layer &#39;dense1&#39;" in page and "permuted=True" in page
 
 

@@ -23,7 +23,9 @@ from fl_privacy.layers import LayerMetricError, weight_layers, weight_of
 from fl_privacy.measure_command import Measured, measure_all
 from fl_privacy.measuring import MeasurePlan
 from fl_privacy.plan import AnalysisError
+from fl_privacy.property_facts import PropertyFacts
 from fl_privacy.protocols import Progress, silent
+from fl_privacy.report.layer_words import about
 from fl_privacy.testing.toys import TASK
 from fl_privacy.truth import TruthVault
 from fl_privacy.types import LayerScores, Observation, Samples
@@ -117,7 +119,7 @@ def install(monkeypatch: pytest.MonkeyPatch, kinds: dict[str, str]) -> None:
 
 @pytest.fixture
 def people(tmp_path: Path) -> Path:
-    """A file of 40 samples, half of them smiling, all with glasses, of 10 people."""
+    """40 samples of 10 people, half of them smiling, all with glasses; even: given by the task."""
     path = tmp_path / "people.npz"
     np.savez(
         path,
@@ -125,6 +127,7 @@ def people(tmp_path: Path) -> Path:
         labels=np.arange(40) % 4,
         smiling=np.arange(40) // 20,
         glasses=np.ones(40, dtype=int),
+        even=np.arange(40) % 2,
         people=np.arange(40) // 4,
         names=np.array(["not", "a", "property"]),
     )
@@ -163,7 +166,8 @@ def test_each_round_is_measured_alone_or_all_together(run: Path) -> None:
 def test_without_a_name_all_that_the_data_allows_is_measured(run: Path, people: Path) -> None:
     every = measured(run, MeasurePlan(auxiliary=str(people)))
     specs = {one.spec: one for one in every}
-    assert set(specs) == {"norm", "share(property='smiling')", "share(property='glasses')"}
+    named = {f"share(property='{name}')" for name in ("smiling", "glasses", "even")}
+    assert set(specs) == {"norm", *named}
     smiling = specs["share(property='smiling')"].found
     assert smiling is not None
     assert smiling.values == (0.5, 0.5)
@@ -171,12 +175,17 @@ def test_without_a_name_all_that_the_data_allows_is_measured(run: Path, people: 
     refused = specs["share(property='glasses')"]
     assert refused.found is None
     assert "40 with, 0 without" in refused.why
+    assert "'even' is the main task" in specs["share(property='even')"].why
+    assert (smiling.config.relation, about(smiling).count("phi")) == (
+        PropertyFacts(name="smiling", phi=0.0, n=40),
+        1,
+    )
 
 
 def test_a_file_holds_samples_properties_and_people(people: Path) -> None:
     samples = samples_of_file(people)
     assert len(samples) == 40
-    assert set(samples.properties) == {"smiling", "glasses"}
+    assert set(samples.properties) == {"smiling", "glasses", "even"}
     assert samples.people is not None
     counts = torch.bincount(samples.people)
     assert counts.tolist() == [4] * 10
@@ -197,7 +206,7 @@ def test_a_dataset_of_the_threat_model_is_used(run: Path, tmp_path: Path) -> Non
 def pictures() -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     x, y = random.random((8, 6, 6), dtype=np.float32), np.arange(8) % 4
-    return {"x": x, "y": y, "smiling": np.arange(8) % 2}
+    return {"x": x, "y": y, "smiling": np.arange(8) // 4}
 
 
 def test_an_audit_measures_on_the_clients_own_samples(
@@ -241,7 +250,9 @@ def test_refusals_come_before_any_work(
 
 def test_an_unknown_property_lists_those_there_are(run: Path, people: Path) -> None:
     plan = MeasurePlan(metrics=("share(property='smilling')",), auxiliary=str(people))
-    with pytest.raises(PropertyError, match=r"did you mean 'smiling'.* one of glasses, smiling"):
+    with pytest.raises(
+        PropertyError, match=r"did you mean 'smiling'.* one of even, glasses, smiling"
+    ):
         measured(run, plan)
 
 

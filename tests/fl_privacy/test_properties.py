@@ -1,5 +1,7 @@
 """Attributes: phi against its definition, what is no secret, and three groups of people."""
 
+import logging
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -16,9 +18,13 @@ from fl_privacy.datasets.properties import (
     main_labels,
     phi,
     property_of,
+    secret_property,
     split_people,
+    tell_relation,
     telling_property,
 )
+from fl_privacy.property_facts import facts_of
+from fl_privacy.types import Samples
 
 SHARES = (0.6, 0.2, 0.2)
 
@@ -112,6 +118,38 @@ def test_one_exception_makes_it_a_property_again() -> None:
     values = labels.clone()
     values[0] = 1
     assert 0.97 < check_property("Male", labels, values).value < 1
+
+
+def test_samples_that_show_every_label_once_say_nothing_about_it() -> None:
+    once = Samples(torch.zeros(2, 1), torch.arange(2), {"Male": torch.arange(2)})
+    assert secret_property(once, "Male").relation.n == 2
+    twice = Samples.joined([once, once])
+    with pytest.raises(PropertyError, match=r"is the main task.*; seen in my file"):
+        secret_property(twice, "Male", "my file")
+
+
+@pytest.mark.parametrize(("agreeing", "level"), [(5, logging.INFO), (8, logging.WARNING)])
+def test_a_property_close_to_the_task_is_a_warning(
+    agreeing: int, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = torch.arange(20) % 2
+    values = torch.where(torch.arange(20) // 2 < agreeing, labels, 1 - labels)
+    relation = check_property("Bald", labels, values)
+    with caplog.at_level(logging.INFO, "flwr"):
+        tell_relation("Bald", relation, " over my file")
+    (told,) = caplog.records
+    assert told.levelno == level
+    samples = Samples(torch.zeros(20, 1), labels, {"Bald": values})
+    facts = facts_of(samples, "")
+    assert facts is not None
+    assert (facts.name, facts.n) == ("Bald", 20)
+    assert facts.phi == pytest.approx(agreeing / 5 - 1)
+    for said in (str(facts), told.getMessage()):
+        assert ("above 0.2: not unrelated" in said) == (level == logging.WARNING)
+    assert facts_of(samples, "Male") is None
+    one_label = facts_of(replace(samples, labels=torch.ones(20).long()), "Bald")
+    assert one_label is not None
+    assert one_label.phi is None
 
 
 @pytest.mark.parametrize(("values", "message"), [([1, 1, -1], "is 1 for"), ([-1] * 3, "unknown")])

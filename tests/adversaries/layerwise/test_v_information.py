@@ -38,9 +38,11 @@ def column(found: LayerScores, name: str) -> Tensor:
 
 
 def of_labels() -> Samples:
-    """Half of the labels have the property, which shows in the signs of a gradient."""
+    """Half of the labels have the property, all but once, and signs of a gradient show it."""
     samples = toy_samples(96)
-    return replace(samples, properties={"property": samples.labels // 2})
+    values = samples.labels // 2
+    values[0] = 1
+    return replace(samples, properties={"property": values})
 
 
 @pytest.mark.parametrize(("samples", "features"), [(bright(1.0), "pooled"), (of_labels(), "raw")])

@@ -12,6 +12,7 @@ import pytest
 from fl_privacy.layer_results import MeasureConfig, Measurement, write_measurement
 from fl_privacy.metrics.statistics import Interval
 from fl_privacy.prediction import LayerAuc, points, predictions
+from fl_privacy.property_facts import PropertyFacts
 from fl_privacy.protection import Comparison, Measured, Protection, write_protection
 from fl_privacy.report import write_report
 from fl_privacy.report.layer_aucs import layer_aucs
@@ -184,6 +185,17 @@ def test_the_auc_of_each_layer_is_read_from_the_attack_and_its_null() -> None:
     assert found["fc1"].null.mean == 0
     other = attack({"fc1": "0.9,0.8,0.7"}, property="age", permuted=True)
     assert layer_aucs([told, other])[0].null is None
+
+
+def test_an_attack_that_named_no_property_is_about_the_one_it_found() -> None:
+    told = attack({"fc1": "0.2,0.9,0.1"}, property="")
+    facts = PropertyFacts(name="age", phi=0.4, n=90)
+    known = told.config.model_copy(update={"relation": facts})
+    (auc,) = layer_aucs([replace(told, config=known)])
+    assert (auc.property, auc.relation) == ("age", facts)
+    smiling = measured((0.1,) * 4)
+    assert not points([smiling], [auc])
+    assert "phi of age to the main task +0.400 (n = 90), above 0.2" in auc_table([auc])["counts"]
 
 
 def test_the_null_is_that_of_the_same_code_and_of_most_targets() -> None:
