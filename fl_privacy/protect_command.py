@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 
 from rich import box
 from rich.console import Group
@@ -16,17 +17,19 @@ from fl_privacy.analysis import Job, execute
 from fl_privacy.attack_progress import attack_progress
 from fl_privacy.code_digest import code_digest
 from fl_privacy.custom_model import custom_model
+from fl_privacy.layer_ranking import chosen, random_sets, ranking_of
 from fl_privacy.layer_results import measurements
 from fl_privacy.metrics.statistics import Interval
 from fl_privacy.plan import recording_digest
 from fl_privacy.printable import printable
-from fl_privacy.protecting import attack_again, attacks_of, chosen, random_sets, ranking_of
-from fl_privacy.protection import Comparison, Measured, Protection, write_protection
+from fl_privacy.protecting import attack_again, attacks_of, better
+from fl_privacy.protection import Comparison, Measured, Protection, Spread, write_protection
 from fl_privacy.recording import Recording
 from fl_privacy.report import words
 from fl_privacy.report.layer_aucs import layer_aucs
-from fl_privacy.report.scores import Analysis, analyses, defenses, interval_of, score
-from fl_privacy.results import MetricInfo, ResultSet, load_results
+from fl_privacy.report.protection_words import cells, ranked, sets_in_words
+from fl_privacy.report.scores import Analysis, analyses, defenses, score
+from fl_privacy.results import ResultSet, load_results
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.threat_model import ThreatModel
 from fl_privacy.titled_table import titled_table
@@ -70,8 +73,12 @@ def protect(
         by=ranking.by,
         unit=ranking.unit,
         ranking=ranking.order,
+        source=ranking.source,
+        averaged=ranking.averaged,
+        unranked=ranking.unranked,
         layers=layers,
         sets=rivals if attacks else (),
+        every_set=bool(attacks) and len(rivals) + 1 == math.comb(len(names), request.budget),
         comparisons=tuple(
             line
             for before, own in zip(attacks, jobs, strict=True)
@@ -108,13 +115,15 @@ def compared(before: Analysis, again: Sequence[ResultSet]) -> list[Comparison]:
             nothing, first, *others = (
                 score(one, defense, metric, None).interval for one in (before, *after)
             )
+            own, *rest = (one.of(defense) for one in after)
             lines.append(
                 Comparison(
                     adversary=who,
                     metric=metric,
                     nothing=as_measured(nothing),
                     chosen=as_measured(first),
-                    random=as_measured(interval_of([one.mean for one in others], metric)),
+                    random=spread([one.mean for one in others]),
+                    better=as_measured(better(own, rest, metric)),
                     failed=reasons[0] if reasons and not first.n else "",
                 )
             )
@@ -124,6 +133,13 @@ def compared(before: Analysis, again: Sequence[ResultSet]) -> list[Comparison]:
 def as_measured(value: Interval) -> Measured:
     """An interval as it is written."""
     return Measured(mean=value.mean, low=value.low, high=value.high, n=value.n)
+
+
+def spread(means: Sequence[float]) -> Spread:
+    """The scores of several sets as they are written; of those that are numbers."""
+    told = [mean for mean in means if math.isfinite(mean)] or [math.nan]
+    count = sum(map(math.isfinite, told))
+    return Spread(mean=fmean(told), lowest=min(told), highest=max(told), n=count)
 
 
 def shown(found: Protection) -> Group:
@@ -136,22 +152,17 @@ def shown(found: Protection) -> Group:
         mark = "withhold" if layer in found.layers else ""
         ranks.add_row(printable(layer), f"{value:.3g}", mark)
     attacks = list(dict.fromkeys(line.adversary for line in found.comparisons))
-    draws = words.count(len(found.sets), "draw")
-    head = [f"Attacked again; random layers: mean of {draws}\n"] if attacks else []
-    return Group(ranks, *head, *(_comparisons(found, attack) for attack in attacks))
+    head = [f"Attacked again; random layers: {sets_in_words(found)}\n"] if attacks else []
+    about = printable("".join(f"{line}\n" for line in ranked(found)))
+    return Group(ranks, about, *head, *(_comparisons(found, attack) for attack in attacks))
 
 
 def _comparisons(found: Protection, attack: str) -> Table:
     table = titled_table(words.plain(attack))
     table.add_column("mean, 95 % interval", overflow="fold")
-    for head in ("nothing withheld", "these withheld", f"{found.budget} random"):
+    random = f"{found.budget} random, lowest to highest"
+    for head in ("nothing withheld", "these withheld", random, "these hide more by"):
         table.add_column(head, justify="right", overflow="fold")
     for line in (one for one in found.comparisons if one.adversary == attack):
-        cells = (in_words(v, line.metric) for v in (line.nothing, line.chosen, line.random))
-        table.add_row(printable(words.metric_name(line.metric.name)), *map(printable, cells))
+        table.add_row(*map(printable, (words.metric_name(line.metric.name), *cells(line))))
     return table
-
-
-def in_words(value: Measured, metric: MetricInfo) -> str:
-    """Mean and interval as in the report."""
-    return words.interval(Interval(value.mean, value.low, value.high, value.n), metric)

@@ -8,90 +8,42 @@ the defense costs in accuracy, and how later rounds would differ, is not part of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from fl_privacy.analysis import Job, prepare
 from fl_privacy.component import create, parse, spec_of
-from fl_privacy.layer_results import Measurement, by_layer
+from fl_privacy.metrics.auc import auc_above_mean
+from fl_privacy.metrics.statistics import Interval
 from fl_privacy.plan import AnalysisError, Plan
-from fl_privacy.prediction import LayerAuc
-from fl_privacy.protection import FOLDER, ProtectionError
-from fl_privacy.report.scores import Analysis
-from fl_privacy.results import rounds_of
-from fl_privacy.seeding import generator
+from fl_privacy.property_rows import scored
+from fl_privacy.protection import FOLDER
+from fl_privacy.report.analyses import Rows
+from fl_privacy.report.scores import Analysis, gain
+from fl_privacy.results import MetricInfo, rounds_of
+from fl_privacy.results_format import client_of
 from fl_privacy.threat_model import ThreatModel
 from fl_privacy.types import ModelFactory, Task
 
-AUC = "auc"
-"""Ranks layers by what an attacker got from each."""
 
+def better(first: Rows, others: Sequence[Rows], metric: MetricInfo) -> Interval:
+    """How much more ``others`` leak in the mean than the ``first``, target by target.
 
-@dataclass(frozen=True)
-class Ranking:
-    """Layers by a number, the leakiest first; ``by`` says which number that is."""
-
-    by: str
-    unit: str
-    order: tuple[tuple[str, float], ...]
-
-
-def ranking_of(by: str, measured: Sequence[Measurement], aucs: Sequence[LayerAuc]) -> Ranking:
-    """Layers by the metric ``by`` (its name or whole spec), or by ``auc``; empty: that, if there.
-
-    Of several measurements or attacks the mean over them is taken, a layer that one lacks by
-    those that have it.
-
-    Raises:
-        ProtectionError: nothing ranks the layers so; lists what there is.
+    With its 95 % interval over the targets that all scored, clients being independent.
     """
-    names = sorted({m.config.metric for m in measured} | ({AUC} if aucs else set()))
-    if not by and not aucs and len({m.config.name for m in measured}) == 1:
-        by = measured[0].config.name
-    by = by or (AUC if aucs else "")
-    own = [m for m in measured if by in (m.config.name, m.config.metric)]
-    if by == AUC and aucs:
-        tables = [{a.layer: a.auc.mean} for a in aucs]
-        unit = "AUC"
-    elif own:
-        tables, unit = [dict(by_layer(m)) for m in own], own[0].unit
-    else:
-        there = "; ".join(names) or "nothing yet: fl-privacy measure, or attack with layers=each"
-        said = f"nothing ranks layers by {by!r}" if by else "nothing says how to rank layers"
-        raise ProtectionError(f"{said}: choose --by of what the run holds ({there})")
-    held = {layer: [t[layer] for t in tables if layer in t] for t in tables for layer in t}
-    order = sorted(((n, fmean(v)) for n, v in held.items()), key=lambda one: -one[1])
-    return Ranking(by, unit, tuple(order))
-
-
-def chosen(ranking: Ranking, budget: int) -> tuple[str, ...]:
-    """The ``budget`` leakiest layers.
-
-    Raises:
-        ProtectionError: there are not more layers than that.
-    """
-    if not 1 <= budget < len(ranking.order):
-        raise ProtectionError(
-            f"expected a budget of 1 to {len(ranking.order) - 1} layers, as {ranking.by} ranks "
-            f"{len(ranking.order)}, got {budget}"
-        )
-    return tuple(layer for layer, _ in ranking.order[:budget])
-
-
-def random_sets(
-    layers: Sequence[str], budget: int, repeats: int, seed: int
-) -> tuple[tuple[str, ...], ...]:
-    """``repeats`` draws of ``budget`` of the ``layers``, in their order; equal ones may recur."""
-    sets = []
-    for repeat in range(repeats):
-        draw = generator(seed, "layers to withhold", budget, repeat)
-        picked = torch.randperm(len(layers), generator=draw)[:budget].sort().values
-        sets.append(tuple(layers[i] for i in picked.tolist()))
-    return tuple(sets)
+    tables = [{row["key"]: row for row in rows} for rows in (first, *others)]
+    values: dict[str, list[Any]] = {
+        key: [table.get(key, {}).get(metric.name) for table in tables] for key in tables[0]
+    }
+    scores = {key: found for key, found in values.items() if None not in found}
+    if metric.set_level:
+        own, *rest = (scored([table[key] for key in scores], metric.name) for table in tables)
+        less = auc_above_mean(own.scores, [one.scores for one in rest], own.has, own.clients)
+        return Interval(-less.mean, -less.high, -less.low, less.n)
+    pairs = [(fmean(r), own, client_of(tables[0][key])) for key, (own, *r) in scores.items()]
+    return gain(pairs, metric)
 
 
 def attacks_of(found: Sequence[Analysis]) -> list[Analysis]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fl_privacy.layer_results import Source
 from fl_privacy.recording_store import write_atomically
 from fl_privacy.results import MetricInfo
 from fl_privacy.threat_model import ThreatModel
@@ -26,7 +27,7 @@ class ProtectionError(ValueError):
 class Measured(BaseModel):
     """One score of one adversary: mean with its 95 % interval; NaN where there is none.
 
-    ``n`` counts targets, or sets of random layers.
+    ``n`` counts targets.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
@@ -37,8 +38,23 @@ class Measured(BaseModel):
     n: int
 
 
+class Spread(BaseModel):
+    """One score under several sets of random layers: mean, lowest and highest over ``n`` sets."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    mean: float
+    lowest: float
+    highest: float
+    n: int
+
+
 class Comparison(BaseModel):
-    """One score with nothing withheld, with the chosen layers, and with random ones."""
+    """One score with nothing withheld, with the chosen layers, and with random ones.
+
+    ``better``: how much less the adversary gets with the chosen layers withheld than, in the mean,
+    with the random ones; the interval is over the targets, the same for all.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,26 +62,33 @@ class Comparison(BaseModel):
     metric: MetricInfo
     nothing: Measured
     chosen: Measured
-    random: Measured
+    random: Spread
+    better: Measured
     failed: str = ""
 
 
 class Protection(BaseModel):
     """The layers to withhold: how they were ranked, and what adversaries get then.
 
-    ``ranking`` holds every layer with the number it was ranked by, the leakiest first; ``sets`` are
-    the random layers they are compared with.
+    ``ranking`` holds every layer with the number it was ranked by, the leakiest first, ``averaged``
+    what that is the mean of, measured on samples of ``source``, and ``unranked`` the layers that
+    have no such number and so were in no choice; ``sets`` are the random layers they are compared
+    with, all others there are where ``every_set``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     budget: Annotated[int, Field(ge=1)]
     by: str
     unit: str
     ranking: tuple[tuple[str, float], ...]
+    source: Source = "none"
+    averaged: tuple[str, ...] = ()
+    unranked: tuple[str, ...] = ()
     layers: tuple[str, ...]
     sets: tuple[tuple[str, ...], ...] = ()
+    every_set: bool = False
     comparisons: tuple[Comparison, ...] = ()
     seed: int
     recording_digest: str
@@ -134,6 +157,6 @@ def protections(run: Path) -> list[Protection]:
             found.append(Protection.model_validate_json(path.read_bytes()))
         except (OSError, ValidationError):
             raise ProtectionError(
-                f"{path}: damaged; remove it and repeat fl-privacy protect"
+                f"{path}: damaged, or of another version; remove it and repeat fl-privacy protect"
             ) from None
     return sorted(found, key=lambda one: (one.budget, one.by))

@@ -144,21 +144,27 @@ def auc_difference(
     has: Sequence[bool | None],
     clients: Sequence[Hashable] | None = None,
 ) -> Interval:
-    """The AUC of ``scores`` minus that of ``others`` on the same batches, with 95 % interval.
+    """The AUC of ``scores`` minus that of ``others`` on the same batches; see `auc_above_mean`."""
+    return auc_above_mean(scores, (others,), has, clients)
 
-    Student's t with the `clustered_variance` of the difference, within [-1, 1]; NaN as in
-    `auc_interval`.
+
+def auc_above_mean(
+    scores: Sequence[float],
+    several: Sequence[Sequence[float]],
+    has: Sequence[bool | None],
+    clients: Sequence[Hashable] | None = None,
+) -> Interval:
+    """The AUC of ``scores`` minus the mean AUC of ``several`` others on the same batches.
+
+    With its 95 % interval over batches, the others being given: Student's t with the
+    `clustered_variance` of the difference, within [-1, 1]; NaN as in `auc_interval`.
     """
-    (first, second), known = _known((scores, others), has, clients)
+    values, known = _known((scores, *several), has, clients)
     m, n = known.counts
     if not m or not n:
         return Interval(math.nan, math.nan, math.nan, 0)
-    above, below = (
-        mine - theirs
-        for mine, theirs in zip(
-            placements(first, known.truth), placements(second, known.truth), strict=True
-        )
-    )
+    placed = [placements(one, known.truth) for one in values]
+    above, below = (mine - np.mean(theirs, axis=0) for mine, *theirs in zip(*placed, strict=True))
     gain = float(above.mean())
     fewest = min(known.independent)
     if fewest < 2:

@@ -10,10 +10,8 @@ from fl_privacy.layer_results import Measurement
 from fl_privacy.metrics.correlation import Correlation
 from fl_privacy.metrics.statistics import Interval
 from fl_privacy.prediction import LayerAuc, points, predictions
-from fl_privacy.protection import Measured, Protection
 from fl_privacy.report.layer_words import about, columns, heading, spoken
-from fl_privacy.report.words import count, interval, metric_name, plain
-from fl_privacy.results import MetricInfo
+from fl_privacy.report.words import count, plain
 
 
 def table(found: Measurement) -> dict[str, Any]:
@@ -95,30 +93,3 @@ def interval_in_words(value: Interval) -> str:
     if not math.isfinite(value.low):
         return mean
     return f"{mean} [{value.low:.2f}, {value.high:.2f}]".replace("-", "−")
-
-
-def protection_table(found: Protection) -> dict[str, Any]:
-    """One choice of layers to withhold, as text."""
-    return {
-        "title": f"Withhold {', '.join(found.layers)}",
-        "by": plain(found.by),
-        "defense": found.defense,
-        "sets": len(found.sets),
-        "budget": count(found.budget, "random layer"),
-        "lines": [
-            {
-                "who": plain(line.adversary),
-                "metric": f"{metric_name(line.metric.name)}, {line.metric.unit}",
-                "nothing": score_in_words(line.nothing, line.metric),
-                "chosen": score_in_words(line.chosen, line.metric)
-                + (f" ({line.failed})" if line.failed else ""),
-                "random": score_in_words(line.random, line.metric),
-            }
-            for line in found.comparisons
-        ],
-    }
-
-
-def score_in_words(value: Measured, metric: MetricInfo) -> str:
-    """Mean and interval in the metric's usual precision."""
-    return interval(Interval(value.mean, value.low, value.high, value.n), metric)

@@ -20,10 +20,10 @@ from fl_privacy.report.layer_figures import Bars, layer_figure
 from fl_privacy.report.layer_tables import (
     auc_table,
     prediction_table,
-    protection_table,
     table,
 )
 from fl_privacy.report.layer_words import BOUNDS, rounds_in_words
+from fl_privacy.report.protection_words import protection_table
 from fl_privacy.report.scores import Analysis
 from fl_privacy.report.words import plain
 

@@ -8,27 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from fl_privacy import analysis, cli
 from fl_privacy.analysis import analyze
 from fl_privacy.attack_command import read_threat_model
 from fl_privacy.component import create_all
+from fl_privacy.layer_ranking import chosen, random_sets, ranking_of
 from fl_privacy.layer_results import MeasureConfig, Measurement, write_measurement
 from fl_privacy.metrics.statistics import Interval
 from fl_privacy.plan import Plan
 from fl_privacy.prediction import LayerAuc
 from fl_privacy.protect_command import Request, protect
-from fl_privacy.protecting import (
-    attacks_of,
-    chosen,
-    plan_without,
-    random_sets,
-    ranking_of,
-    whole_update,
-)
+from fl_privacy.protecting import attacks_of, better, plan_without, whole_update
 from fl_privacy.protection import ProtectionError, configuration, protections
 from fl_privacy.report.scores import analyses
-from fl_privacy.results import ResultSet, load_results
+from fl_privacy.results import MetricInfo, ResultSet, load_results
+from fl_privacy.results_format import HAS_PROPERTY
 from fl_privacy.settings import parse_settings
 from fl_privacy.testing import toy_model
 from fl_privacy.testing.toys import TASK
@@ -38,14 +34,24 @@ MODEL = "fl_privacy.testing:toy_model"
 LAYERS = ("1", "3")
 
 
-def measured(values: Sequence[float] = (0.1, 0.9), name: str = "v_information") -> Measurement:
+def measured(
+    values: Sequence[float] = (0.1, 0.9), name: str = "v_information", **changed: Any
+) -> Measurement:
     config = MeasureConfig(
         metric=f"{name}(property='smiling')", name=name, settings={"property": "smiling"},
         needs="property", source="auxiliary", data="", data_digest="", samples=1,
         rounds=("1:1",), updates=1, targets_digest="", model="", task=TASK, threat_model={},
         seed=0, device="cpu", threads=1, recording_digest="", code_digest="", versions={},
     )  # fmt: skip
-    return Measurement(config=config, unit="nats", layers=LAYERS, values=tuple(values), seconds=0.0)
+    created = changed.pop("created", "2026-01-01")
+    return Measurement(
+        config=config.model_copy(update=changed),
+        unit="nats",
+        layers=LAYERS,
+        values=tuple(values),
+        seconds=0.0,
+        created=created,
+    )
 
 
 def aucs(values: Sequence[float], layers: Sequence[str] = LAYERS) -> list[LayerAuc]:
@@ -62,10 +68,40 @@ def test_the_attack_ranks_layers_where_there_is_one() -> None:
 
 
 def test_several_measurements_of_a_metric_are_averaged() -> None:
-    by = ranking_of("v_information", [measured((0.0, 0.2)), measured((1.0, 0.4))], [])
+    held = [measured((0.0, 0.2)), measured((1.0, 0.4), seed=1)]
+    by = ranking_of("v_information", held, [])
     assert dict(by.order) == pytest.approx({"1": 0.5, "3": 0.3})
+    assert [text.partition(": ")[2] for text in by.averaged] == [
+        "v information of smiling, round 1, seed 0",
+        "v information of smiling, round 1, seed 1",
+    ]
+    one = ranking_of(held[1].config.file_name.removesuffix(".json"), held, [])
+    assert dict(one.order) == {"1": 1.0, "3": 0.4}
+    assert one.averaged == by.averaged[1:]
     more = aucs((0.9, 0.6)) + aucs((0.5,), ("3",))
     assert dict(ranking_of("auc", [], more).order) == pytest.approx({"1": 0.9, "3": 0.55})
+
+
+def test_what_other_code_measured_before_is_not_averaged_in() -> None:
+    old = measured((0.0, 0.2), code_digest="a", created="2026-01-01")
+    new = measured((1.0, 0.4), code_digest="b", created="2026-01-02")
+    for held in ([old, new], [new, old]):
+        assert dict(ranking_of("", held, []).order) == {"1": 1.0, "3": 0.4}
+
+
+def test_the_clients_own_samples_and_others_are_not_averaged() -> None:
+    held = [measured(), measured((0.2, 0.3), source="audit")]
+    with pytest.raises(ProtectionError, match=r"cannot be averaged .*auxiliary.*; .*clients' own"):
+        ranking_of("v_information", held, [])
+    (name,) = (m.config.file_name.removesuffix(".json") for m in held[1:])
+    assert ranking_of(name, held, []).source == "audit"
+
+
+def test_layers_without_a_number_are_named() -> None:
+    ranking = ranking_of("", [measured((0.1, float("nan")))], [])
+    assert ranking.order == (("1", 0.1),)
+    assert ranking.unranked == ("3",)
+    assert ranking_of("", [measured()], aucs((0.7,), ("3",))).unranked == ("1",)
 
 
 @pytest.mark.parametrize("by", ["", "auc", "nope"])
@@ -85,15 +121,67 @@ def test_a_budget_leaves_a_layer() -> None:
             chosen(ranking, budget)
 
 
-def test_random_layers_are_drawn_alike_and_each_layer_as_often() -> None:
-    layers = [f"layer{i}" for i in range(6)]
-    sets = random_sets(layers, 2, 300, seed=1)
-    assert sets == random_sets(layers, 2, 300, seed=1) != random_sets(layers, 2, 300, seed=2)
+def test_random_layers_are_all_different_and_none_is_the_choice() -> None:
+    layers = [f"layer{i}" for i in range(20)]
+    sets = random_sets(layers, 2, 150, seed=1)
+    assert sets == random_sets(layers, 2, 150, seed=1) != random_sets(layers, 2, 150, seed=2)
     assert sets[:50] == random_sets(layers, 2, 50, seed=1)  # more draws change none of the first
+    assert len(set(sets)) == 150
+    assert ("layer0", "layer1") not in sets
     assert all(len(set(own)) == 2 for own in sets)
     often = [sum(layer in own for own in sets) for layer in layers]
-    assert min(often) > 60  # of 100, with a standard deviation of 8
-    assert max(often) < 140
+    assert min(often) >= 5  # of 15, with a standard deviation of 2.7
+    assert max(often) <= 25
+
+
+def test_where_there_are_few_all_other_sets_are_taken() -> None:
+    sets = random_sets(("a", "b", "c"), 2, 5, seed=0)
+    assert set(sets) == {("a", "c"), ("b", "c")}
+    assert random_sets(("a", "b"), 1, 5, seed=0) == (("b",),)
+
+
+PSNR = MetricInfo(name="psnr", unit="dB", higher_is_leakier=True)
+MSE = MetricInfo(name="mse", unit="1", higher_is_leakier=False)
+TOLD = MetricInfo(name="auc", unit="share of pairs", higher_is_leakier=True, set_level=True)
+
+
+def rows(name: str, values: Sequence[float | None]) -> list[dict[str, Any]]:
+    return [{"key": str(i), "node": str(i), name: value} for i, value in enumerate(values)]
+
+
+@pytest.mark.parametrize(("metric", "sign"), [(PSNR, 1), (MSE, -1)])
+def test_the_choice_is_compared_with_random_layers_target_by_target(
+    metric: MetricInfo, sign: int
+) -> None:
+    own = [10.0, 30.0, 20.0, None]
+    others = [[v + 2 if v else 5.0 for v in own], [v + 4 if v else 5.0 for v in own]]
+    found = better(rows(metric.name, own), [rows(metric.name, o) for o in others], metric)
+    # targets differ by tens, the two ways of withholding by 3 on each
+    assert (found.mean, found.low, found.high, found.n) == pytest.approx((sign * 3,) * 3 + (3,))
+
+
+def test_aucs_are_compared_on_the_same_updates() -> None:
+    has = [1, 1, 1, 0, 0, 0, 1, 0]
+    first = [0.9, 0.2, 0.6, 0.5, 0.3, 0.1, 0.4, 0.7]
+    second = [0.9, 0.8, 0.6, 0.5, 0.3, 0.1, 0.4, 0.7]
+    third = [0.1, 0.9, 0.8, 0.2, 0.3, 0.6, 0.7, 0.4]
+
+    def cells(scores: Sequence[float]) -> list[dict[str, Any]]:
+        found = rows("auc", list(scores))
+        return [
+            {**r, "auc": str(r["auc"]), HAS_PROPERTY: str(h)}
+            for r, h in zip(found, has, strict=True)
+        ]
+
+    lost = better(cells(first), [cells(second), cells(third)], TOLD)
+    mean = (roc_auc_score(has, second) + roc_auc_score(has, third)) / 2
+    assert lost.mean == pytest.approx(mean - roc_auc_score(has, first))
+    assert lost.low < lost.mean < lost.high
+    assert lost.n == 8
+    failed = [{**row, "auc": None} if row["key"] == "1" else row for row in cells(second)]
+    assert better(cells(first), [failed, cells(third)], TOLD).n == 7
+    same = better(cells(first), [cells(first)], TOLD)
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
 
 
 def test_the_files_configure_clients_and_server(tmp_path: Path) -> None:
@@ -129,10 +217,18 @@ def test_attacks_are_repeated_without_the_layers(attacked: Path) -> None:
     found, folder = protect(attacked, Request(budget=1, repeats=3), model=MODEL)
     assert found.layers == ("3",)
     assert found.defense == "withhold(layers=('3',))"
-    assert len(found.sets) == 3
+    assert found.sets == (("1",),)  # the only other one
+    assert found.every_set
+    assert [name.partition("-")[0] for name in found.averaged] == ["v_information"]
+    assert found.source == "auxiliary"
     undefended = [c for c in found.comparisons if c.adversary.endswith("undefended")]
     assert [c.metric.name for c in undefended] == ["psnr", "label_accuracy"]
-    assert (undefended[0].nothing.n, undefended[0].chosen.n, undefended[0].random.n) == (5, 5, 3)
+    assert (undefended[0].nothing.n, undefended[0].chosen.n, undefended[0].random.n) == (5, 5, 1)
+    for line in undefended:
+        apart = line.random.mean - line.chosen.mean
+        assert line.better.mean == pytest.approx(apart)
+        assert line.better.low <= line.better.mean <= line.better.high
+        assert line.better.n == 5
     # labels are read off the last layer, which the server no longer sees
     assert undefended[1].nothing.mean == 1
     assert undefended[1].chosen.mean < 1

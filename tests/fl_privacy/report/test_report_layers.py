@@ -13,7 +13,7 @@ from fl_privacy.layer_results import MeasureConfig, Measurement, write_measureme
 from fl_privacy.metrics.statistics import Interval
 from fl_privacy.prediction import LayerAuc, points, predictions
 from fl_privacy.property_facts import PropertyFacts
-from fl_privacy.protection import Comparison, Measured, Protection, write_protection
+from fl_privacy.protection import Comparison, Measured, Protection, Spread, write_protection
 from fl_privacy.report import write_report
 from fl_privacy.report.layer_aucs import layer_aucs
 from fl_privacy.report.layer_tables import auc_table, prediction_table
@@ -291,13 +291,17 @@ def protection(**changed: Any) -> Protection:
         metric=info,
         nothing=Measured(mean=0.91, **got),
         chosen=Measured(mean=0.55, **got),
-        random=Measured(mean=0.83, **got),
+        random=Spread(mean=0.83, lowest=0.7, highest=0.9, n=2),
+        better=Measured(mean=0.28, low=0.11, high=0.4, n=5),
     )
     settings: dict[str, Any] = {
         "budget": 2,
         "by": "auc",
         "unit": "AUC",
         "ranking": (("fc1", 0.9), ("conv1", 0.8), ("conv2", 0.6)),
+        "source": "audit",
+        "averaged": ("one", "the other"),
+        "unranked": ("conv3", "fc2"),
         "layers": ("fc1", "conv1"),
         "sets": (("fc1", "conv2"), ("conv1", "conv2")),
         "comparisons": (line,),
@@ -315,7 +319,11 @@ def test_what_withholding_does_is_shown(synthetic_run: Callable[..., Any]) -> No
     shown = section(page(run))
     assert "Withhold fc1, conv1" in shown
     assert "withhold(layers=(&#39;fc1&#39;, &#39;conv1&#39;))" in shown
-    for said in ("0.91 [0.50,", "0.55 [0.50,", "0.83 [0.50,", "2 random layers, mean of 2 draws"):
+    for said in (
+        "0.91 [0.50,", "0.55 [0.50,", "0.83 (0.70 to 0.90)", "+0.28 [+0.11,",
+        "2 random layers, mean of 2 draws", "AUDIT: measured on the clients’ own samples",
+        "The mean of one; the other.", "in no choice: conv3, fc2.",
+    ):  # fmt: skip
         assert said in shown.replace("\u00a0", " ")
     assert EVIL not in shown
 
