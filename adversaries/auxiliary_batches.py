@@ -14,9 +14,14 @@ from torch import Generator, Tensor
 from torch.func import vmap
 
 from adversaries.gradient_features import features
+from adversaries.layerwise.dealt_property import dealt_anew
 from adversaries.local_steps import Client
 from fl_privacy.datasets.properties import HAS, LACKS, PropertyError, secret_property
+from fl_privacy.seeding import derive_seed
 from fl_privacy.types import Samples, Task, Tensors
+
+DEALS = 20
+"""Ways to deal out a property that means nothing, of which one is taken."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,28 @@ def pool_of(auxiliary: Samples, name: str) -> Pool:
             that the labels give away.
     """
     name, values, _ = secret_property(auxiliary, name, "the auxiliary data")
+    return split(name, values)
+
+
+def meaningless_pool(auxiliary: Samples, name: str, seed: int) -> Pool:
+    """The pool of a property that means nothing, dealt out among people (`dealt_anew`).
+
+    Of `DEALS` ways that after which about as many samples have it as before.
+
+    Raises:
+        PropertyError: as `pool_of`.
+    """
+    name, values, _ = secret_property(auxiliary, name, "the auxiliary data")
+    having = int((values == HAS).sum())
+    deals = [
+        dealt_anew(values, auxiliary.people, derive_seed(seed, "meaningless property", number))
+        for number in range(DEALS)
+    ]
+    return split(name, min(deals, key=lambda dealt: abs(int((dealt == HAS).sum()) - having)))
+
+
+def split(name: str, values: Tensor) -> Pool:
+    """The pool of a property with these values ``[n]``."""
     return Pool(name, *(torch.nonzero(values == kind).flatten() for kind in (HAS, LACKS)))
 
 

@@ -42,7 +42,7 @@ from fl_privacy.component import Component
 from fl_privacy.datasets.properties import PropertyError
 from fl_privacy.protocols import Progress, silent
 from fl_privacy.recording import RecordingError
-from fl_privacy.seeding import derive_seed, generator
+from fl_privacy.seeding import derive_seed
 from fl_privacy.types import (
     Exchange,
     Failure,
@@ -104,16 +104,18 @@ class PropertyInference(Component):
     ] = 8
     permuted: Annotated[
         bool,
-        Field(description="shuffle which batches have the property, for each classifier: the null"),
+        Field(description="deal the property out among people, so that it means nothing: the null"),
     ] = False
 
     requires: ClassVar[frozenset[str]] = frozenset({"auxiliary", "local_training"})
 
     def null(self) -> PropertyInference:
-        """The same adversary, whose auxiliary batches say nothing of the property.
+        """The same adversary, taught a property that means nothing.
 
-        They are shuffled anew for each classifier: what a single shuffle teaches by chance would
-        go on from round to round, and the AUC vary more than its interval says.
+        It is dealt out among the people of the auxiliary data, once for all rounds, as the real one
+        is the same in all: what chance teaches of people who are alike goes on from round to
+        round, and the AUC varies between runs by that too. Where people are unknown samples
+        are dealt out, which leaves that out. Another seed deals anew.
         """
         return self.model_copy(update={"permuted": True})
 
@@ -180,7 +182,7 @@ class PropertyInference(Component):
         Sizes are gone through one by one, so a target may wait for many others to be scored.
         """
         answers: list[Answers] = [{} for _ in observations]
-        memory = Memory(seed, self.together, most=2 * self.window)
+        memory = Memory(seed, self.together, most=2 * self.window, permuted=self.permuted)
         following = 0
         groups = judged_together(observations, answers, self.too_early)
         done = sum(map(complete, observations, answers))
@@ -217,7 +219,7 @@ class PropertyInference(Component):
         start, (i, j) = time.perf_counter(), places[0]
         try:
             first = observations[i].exchanges[j]
-            clients = self.clients(observations[i], first, device)
+            clients = self.clients(observations[i], first, memory, device)
             fitted = self.fit(observations[i], first, clients, memory)
         except (Unattackable, PropertyError, RecordingError) as error:
             yield from ((place, Answer({}, str(error))) for place in places)
@@ -233,7 +235,7 @@ class PropertyInference(Component):
                 yield (i, j), Answer(scores, "", shared + time.perf_counter() - start)
 
     def clients(
-        self, observation: Observation, exchange: Exchange, device: torch.device
+        self, observation: Observation, exchange: Exchange, memory: Memory, device: torch.device
     ) -> Clients:
         """The clients behind an exchange, simulated on auxiliary data.
 
@@ -244,7 +246,7 @@ class PropertyInference(Component):
         assert auxiliary is not None, "checked against `requires` before any work"
         refuse_tokens(model := skeleton(observation.model(), training), observation.task)
         counts = tuple(self.batch_size or n for n in members_of(exchange, training))
-        pool = pool_of(auxiliary, self.property)
+        pool = memory.pool(auxiliary, self.property)
         check_pool(pool, max(counts), max(self.shares))
         layers = visible_layers(observation, model)
         return Clients(
@@ -262,9 +264,6 @@ class PropertyInference(Component):
         window = window_of(observation, exchange, self.warm_up + 1, self.window)
         found, has = training_rows([memory.at(m, clients) for m in window], self.batches)
         where: tuple[int | str, ...] = (window[-1].digest, *clients.counts)
-        if self.permuted:
-            shuffle = generator(memory.seed, *where, "permuted property")
-            has = has[torch.randperm(len(has), generator=shuffle)]
         fitted = {
             name: classifier(self.classifier, derive_seed(memory.seed, *where, name)).fit(
                 rows_of(found, clients.layers, name).numpy(), has.numpy()

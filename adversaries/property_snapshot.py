@@ -14,6 +14,8 @@ from adversaries.auxiliary_batches import (
     Pool,
     draw_batches,
     has_property,
+    meaningless_pool,
+    pool_of,
     simulated_features,
 )
 from adversaries.gradient_features import Classifier, features, joined
@@ -113,12 +115,33 @@ class Simulated:
 
 @dataclass
 class Memory:
-    """What was simulated at the global models that were asked for last, ``most`` of them."""
+    """What was simulated at the global models that were asked for last, ``most`` of them.
+
+    And the pools that batches are drawn from: by a property that means nothing if ``permuted``,
+    one for all rounds.
+    """
 
     seed: int
     together: int
     most: int
+    permuted: bool = False
     kept: OrderedDict[object, Simulated] = field(default_factory=OrderedDict)
+    pools: dict[object, Pool] = field(default_factory=dict)
+
+    def pool(self, auxiliary: Samples, name: str) -> Pool:
+        """Which samples have a property, or count as having it.
+
+        Raises:
+            PropertyError: it cannot be inferred with these samples.
+        """
+        key = id(auxiliary), name
+        if key not in self.pools:
+            self.pools[key] = (
+                meaningless_pool(auxiliary, name, self.seed)
+                if self.permuted
+                else pool_of(auxiliary, name)
+            )
+        return self.pools[key]
 
     def at(self, model: GlobalModel, clients: Clients) -> Simulated:
         """Updates of ``clients`` simulated at ``model``, known or to be made."""

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from adversaries import property_snapshot
 from adversaries.auxiliary_batches import (
+    Pool,
     draw_batches,
     has_property,
+    meaningless_pool,
     pool_of,
     simulated_features,
     with_property,
@@ -24,7 +26,7 @@ from adversaries.auxiliary_batches import (
 from adversaries.gradient_features import Family, features
 from adversaries.local_steps import skeleton
 from adversaries.property_inference import PropertyInference, fewest_images
-from adversaries.property_snapshot import Clients, window_of
+from adversaries.property_snapshot import Clients, Memory, window_of
 from clients.training import local_train
 from fl_privacy import attack_command
 from fl_privacy.analysis import prepare
@@ -274,6 +276,56 @@ def test_a_property_is_found_and_its_permuted_twin_is_not(
         assert area(found, layer)[0] > 0.6
         low, _, high = area(null, layer)
         assert low < 0.5 < high
+
+
+def looks(seed: int, stream: str) -> Samples:
+    """Twelve people, 10 samples of each, who look alike; half of them have what means nothing."""
+    draw = generator(seed, stream)
+    whose = torch.arange(120) // 10
+    seen = torch.randn(12, 15, generator=draw)[whose] + torch.randn(120, 15, generator=draw)
+    has = (torch.randperm(12, generator=draw) % 2)[whose]
+    return Samples(seen, torch.randint(2, (120,), generator=draw), {"hat": has}, whose)
+
+
+def told_apart(seed: int, auxiliary: Samples, known: Pool) -> float:
+    """AUC of a linear classifier on a victim's batches, taught anew each round."""
+    victim, found, having = looks(seed, "victim"), [], []
+    own = pool_of(victim, "hat")
+    for number in range(16):
+        draw = generator(seed, number)
+        batches = draw_batches(known, (8,), (1.0,), 8, draw)
+        taught = auxiliary.inputs[batches].mean(1)
+        direction = taught[0::2].mean(0) - taught[1::2].mean(0)
+        held = own.positives if number % 2 else own.negatives
+        chosen = held[torch.randperm(len(held), generator=draw)[:8]]
+        found.append(float(victim.inputs[chosen].mean(0) @ direction))
+        having.append(number % 2 == 1)
+    return auc_interval(found, having).mean
+
+
+def test_the_null_varies_as_much_as_an_attack_on_what_means_nothing() -> None:
+    """Both learn looks of people, which are the same in all rounds."""
+    attacks, nulls = [], []
+    for seed in range(24):
+        auxiliary = looks(seed, "auxiliary")
+        attacks.append(told_apart(seed, auxiliary, pool_of(auxiliary, "hat")))
+        nulls.append(told_apart(seed, auxiliary, meaningless_pool(auxiliary, "hat", seed)))
+    assert 0.7 < np.std(nulls) / np.std(attacks) < 1.4
+    assert abs(np.mean(nulls) - 0.5) < 3 * np.std(nulls) / 24**0.5
+
+
+def test_the_meaningless_property_is_one_for_all_rounds_and_of_people() -> None:
+    samples = replace(people(60, 0), people=torch.arange(60) // 6)
+    samples.properties["hat"].copy_(torch.arange(10).repeat_interleave(6) % 2)
+    null, attack = (Memory(3, 8, 4, permuted=permuted) for permuted in (True, False))
+    pool = null.pool(samples, "hat")
+    assert null.pool(samples, "hat") is pool
+    kinds = [set((held // 6).tolist()) for held in (pool.positives, pool.negatives)]
+    assert [len(kind) for kind in kinds] == [5, 5]  # whole people, as many as before
+    assert not kinds[0] & kinds[1]
+    other = Memory(4, 8, 4, permuted=True).pool(samples, "hat")
+    assert not torch.equal(other.positives, pool.positives)
+    assert torch.equal(attack.pool(samples, "hat").positives, pool_of(samples, "hat").positives)
 
 
 def test_a_property_is_found_in_updates_of_several_local_steps(tmp_path: Path) -> None:
