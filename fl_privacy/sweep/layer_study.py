@@ -148,12 +148,17 @@ class Studied:
 
 @dataclass(frozen=True)
 class Peak:
-    """The layers with the largest mean, and in how many of the repeats one of them is the peak."""
+    """The layers with the largest mean, and in how many of the repeats one of them is the peak.
+
+    ``value`` is the mean at the first of them and ``null`` that of its nulls, over repeats.
+    """
 
     quantity: Quantity
     layers: tuple[str, ...]
     times: int
     repeats: int
+    value: Interval
+    null: Interval
 
 
 def peaks(repeats: Sequence[Sequence[Number]]) -> list[Peak]:
@@ -165,7 +170,10 @@ def peaks(repeats: Sequence[Sequence[Number]]) -> list[Peak]:
         if quantity.column or not top:
             continue
         times = sum(bool(set(top) & set(_largest(values))) for values in own)
-        found.append(Peak(quantity, top, times, len(own)))
+        there = [n for numbers in repeats for n in numbers]
+        there = [n for n in there if (n.quantity, n.layer) == (quantity, top[0])]
+        nulls = _mean([replace(n, value=replace(NOTHING, mean=n.null)) for n in there]).value
+        found.append(Peak(quantity, top, times, len(own), layers[top[0]].value, nulls))
     return found
 
 

@@ -80,6 +80,8 @@ def peak_lines(one: Studied, titles: Mapping[str, str]) -> list[dict[str, str]]:
             "quantity": head(peak.quantity, titles),
             "layers": ", ".join(peak.layers),
             "times": f"{peak.times} of {peak.repeats}",
+            "value": in_words(peak.value),
+            "null": in_words(peak.null),
         }
         for peak in peaks(one.repeats)
     ]

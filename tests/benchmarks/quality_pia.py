@@ -3,9 +3,10 @@
 Two clients train by FedSGD (batch 32, learning rate 0.01): the victim, whose batches have the
 property in every fifth round and not otherwise, and the adversary, whose batches never do.
 Clients' and auxiliary people are disjoint. Printed are the AUC of the whole update and of each
-layer alone over all rounds, with 95 % intervals, and the same when it is shuffled which auxiliary
-batches have the property (``permuted``). ``--shuffled`` shuffles it among all samples instead,
-before the run: a property that nobody can see, leaked and attacked as any other. On one core
+layer alone over all rounds, with 95 % intervals over the rounds of this victim, and the same when
+the property is dealt out anew among auxiliary people (``permuted``). ``--shuffled`` shuffles it
+among all samples instead, before the run: a property that nobody can see, leaked and attacked as
+any other. On one core
 90 seconds a repeat with ``--classifier logistic``, six minutes with the forest::
 
     python tests/benchmarks/quality_pia.py CELEBA.npz --task Male --property Smiling

@@ -108,6 +108,19 @@ def test_the_peak_is_that_of_the_mean_and_counted_over_repeats() -> None:
     assert (peak.times, peak.repeats) == (2, 3)  # the third has two peaks, "b" among them
 
 
+def test_at_the_peak_stands_the_null_with_its_interval() -> None:
+    nulls = [0.45, 0.52, 0.56]
+    repeats = [repeat(AUC, {"a": 0.6, "b": 0.9}, null=null) for null in nulls]
+    (peak,) = peaks(repeats)
+    low, high = stats.t.interval(0.95, 2, loc=sum(nulls) / 3, scale=stats.sem(nulls))
+    assert peak.null.mean == pytest.approx(0.51)
+    assert peak.null.n == 3
+    assert (peak.null.low, peak.null.high) == pytest.approx((low, high))
+    assert peak.value == summary(repeats)[AUC]["b"].value
+    (unknown,) = peaks([repeat(NATS, {"a": 0.6})])
+    assert math.isnan(unknown.null.mean)
+
+
 def test_layers_that_are_equal_share_the_peak_and_columns_have_none() -> None:
     column = Quantity("PIA", "", "null")
     repeats = [repeat(AUC, {"a": 1.0, "b": 1.0, "c": 0.2}) + repeat(column, {"a": 1.0})]
