@@ -194,12 +194,21 @@ def table(found: Sequence[Analysis], defense: str | None) -> dict[str, Any]:
                 "compared": several and any(a is other for other in compared),
                 "oracle": a.config.oracle,
                 "told": a.told,
-                "lines": [_line(line) for line in lines if line.analysis is a],
+                "lines": _said_once([_line(line) for line in lines if line.analysis is a]),
             }
             for a in found
             if a.of(defense)
         ],
     }
+
+
+def _said_once(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of which none repeats the counts of the one above it."""
+    above = ["", *(line["counts"] for line in lines)]
+    return [
+        {**line, "counts": "" if line["counts"] == before else line["counts"]}
+        for line, before in zip(lines, above, strict=False)
+    ]
 
 
 def _line(line: Score) -> dict[str, Any]:

@@ -536,6 +536,7 @@ def test_the_command_line_gives_scores_results_and_a_page(
     assert {row["round"] for row in results[0].rows() if row["has_property"] == "1"} == {3, 6, 9}
     assert set(key.values()) == {row["key"] for row in results[0].rows()}
     page = write_report(tmp_path).read_text()
+    assert page.count("3 batches with the property, 6 without; rounds of 1 client") == 3
     assert "phi of hat to the main task" in page
     assert "AUC" in page and "layer &#39;dense1&#39;" in page and "permuted=True" in page
 
