@@ -647,6 +647,54 @@ def membership(
 @app.command(
     epilog="""Examples:
 
+fl-privacy certs runs/deployed/certs
+
+fl-privacy certs certs --name superlink.example.org --name 192.0.2.7 --nodes 20 --days 90
+
+fl-privacy certs certs --check --name superlink.example.org --nodes 20"""
+)
+def certs(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to make; nothing is overwritten.")
+    ],
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Host name or address of the SuperLink, beside localhost and 127.0.0.1; repeat."
+        ),
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Number of SuperNodes.", show_default="2")
+    ] = None,
+    days: Annotated[
+        int, typer.Option(min=1, max=36500, help="How long certificates are valid.")
+    ] = 365,
+    check: Annotated[
+        bool, typer.Option("--check", help="Make nothing; say what is wrong in DIR.")
+    ] = False,
+) -> None:
+    """Make the certificates and keys of a deployment: authority, SuperLink, SuperNodes.
+
+    The exit status of --check is 1 when something is missing, expired, not signed by the
+    authority, not for these names, or open to others.
+    """
+    from fl_privacy import tls, tls_check
+
+    if not check:
+        tls.write_certificates(folder, name or (), nodes=nodes or 2, days=days)
+        typer.echo(f"Certificates in {folder}. Keep {folder / tls.CA}.key where nothing runs.")
+        return
+    found = tls_check.problems(folder, name or (), nodes=nodes or 0)
+    for text in found:
+        typer.echo(plain(text), err=True)
+    if found:
+        raise typer.Exit(1)
+    typer.echo(f"All is in order until {tls_check.valid_until(folder):%Y-%m-%d}.")
+
+
+@app.command(
+    epilog="""Examples:
+
 fl-privacy report runs/first
 
 fl-privacy report runs/first --pictures 32"""
