@@ -5,14 +5,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PEERS := .venv-bench/.installed
+DEPLOYED ?= runs/deployed
+COMPOSE := docker compose --env-file $(DEPLOYED)/env --file docker/compose.yaml
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench deploy-local container-engine clean
 
 help:
 	@echo "make demo    simulate, record, attack, and write a report (about three minutes)"
 	@echo "make test    run all tests"
 	@echo "make lint    check style, types and import contracts"
 	@echo "make bench   measure speed and memory, beside peers where there are any"
+	@echo "make deploy-local  two SuperNodes and a SuperLink in containers, on this machine"
 	@echo "make clean   remove caches and build outputs (the environments stay)"
 
 demo: $(INSTALLED)
@@ -31,6 +34,31 @@ bench: $(INSTALLED) $(PEERS)
 	@set -e; for file in tests/benchmarks/bench_*.py; do \
 		echo "== $$file"; PYTHONPATH=.:.venv-bench $(BIN)/python "$$file"; \
 	done
+
+# docs/deployment.md says what is brought up, and how to use and end it.
+deploy-local: container-engine $(INSTALLED)
+	@umask 077; mkdir -p $(addprefix $(DEPLOYED)/,state recordings \
+		node-0/data node-0/runs node-1/data node-1/runs); \
+	[ -f $(DEPLOYED)/env ] || { echo "FL_PRIVACY_FILES=$(abspath $(DEPLOYED))"; \
+		echo "FL_PRIVACY_USER=$$(id -u):$$(id -g)"; } > $(DEPLOYED)/env
+	@[ -d $(DEPLOYED)/certs ] || $(BIN)/fl-privacy certs $(DEPLOYED)/certs --name superlink
+	@$(BIN)/fl-privacy certs $(DEPLOYED)/certs --check --name superlink --nodes 2
+	$(COMPOSE) build
+	$(COMPOSE) up --detach --wait superlink serverapp
+	@set -e; for node in node-0 node-1; do \
+		[ -f $(DEPLOYED)/state/$$node ] || { \
+			$(COMPOSE) run --rm control supernode register /certs/$$node.pub; \
+			touch $(DEPLOYED)/state/$$node; }; \
+	done
+	$(COMPOSE) up --detach --wait
+	@echo "Run: $(COMPOSE) run --rm control run /app --stream --run-config \"out-dir='/runs/first'\""
+
+container-engine:
+	@docker compose version > /dev/null 2>&1 && docker info > /dev/null 2>&1 || { \
+		echo "make deploy-local needs Docker with its compose plug-in, and its daemon running;" \
+		"docker info says why not" >&2; exit 1; }
+	@[ "$$(id -u)" -ne 0 ] || { echo "containers run as the user who calls make," \
+		"and must not run as root: call make as another user" >&2; exit 1; }
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
