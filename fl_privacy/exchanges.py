@@ -11,11 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fl_privacy.claims import claim_flaw, most_examples
 from fl_privacy.recording import Entry, Recording, RecordingError, match_names
 from fl_privacy.types import Exchange, GlobalModel, LazyTensors, LocalTraining, Tensors
-
-MOST_EXAMPLES = 1_000_000
-"""A client that claims more examples than this is not believed."""
 
 
 class ExchangeReader:
@@ -131,12 +129,7 @@ class ExchangeReader:
         """What is wrong with the number of examples that the client claims, or nothing."""
         if entry.num_examples is None:
             return ""
-        most = MOST_EXAMPLES
-        if self._training is not None and self._training.algorithm == "fedsgd":
-            most = self._training.batch_size
-        if 1 <= entry.num_examples <= most:
-            return ""
-        return f"the client claims {entry.num_examples} examples: expected 1 to {most}"
+        return claim_flaw(entry.num_examples, most_examples(self._training))
 
 
 def link(

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fl_privacy.component import ComponentError, Group, find, installed
 from fl_privacy.printable import printable
-from fl_privacy.recording import Entry, Manifest, Recording
+from fl_privacy.recording import Entry, Manifest, Recording, Refusal
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.settings import RunSettings
 from strategies.differential_privacy import dp_parameters, dp_strategies
@@ -42,6 +42,20 @@ def overview(recording: Recording) -> Iterator[Table]:
         for status, times in errors.most_common(SHOWN_ERRORS):
             table.add_row(str(times), printable(status))
         yield table
+    if refusals := list(recording.refusals()):
+        yield _refused(refusals)
+
+
+def _refused(refusals: list[Refusal]) -> Table:
+    """Replies that the server kept out of the aggregate, by reason."""
+    table = Table(
+        "times", "rounds", "clients", "reason", title="Not aggregated", title_justify="left"
+    )
+    for reason, times in Counter(r.reason for r in refusals).most_common(SHOWN_ERRORS):
+        mine = [r for r in refusals if r.reason == reason]
+        clients = str(len({r.node for r in mine}))
+        table.add_row(str(times), _ranges({r.round for r in mine}), clients, printable(reason))
+    return table
 
 
 def _facts(recording: Recording, entries: list[Entry]) -> Table:

@@ -7,6 +7,7 @@
     schemas/<sha>.json                           names in order, shapes, dtypes, kinds, aliases
     globals/<sha>.safetensors                    parameters as sent, once per content
     updates/<attempt>/<round>/<n>.safetensors    replies as received
+    refused/<attempt>-<round>.json               those kept out of the aggregate, and why
 
 The writer may be killed at any moment: what the index lists is complete. Tensors
 are safetensors, metadata is JSON; nothing is ever unpickled.
@@ -24,6 +25,7 @@ from fl_privacy.recording_format import (
 )
 from fl_privacy.recording_names import check_fits, match_names
 from fl_privacy.recording_reader import Recording
+from fl_privacy.recording_refusals import Refusal
 from fl_privacy.recording_writer import RecordingWriter
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Recording",
     "RecordingError",
     "RecordingWriter",
+    "Refusal",
     "Reply",
     "Schema",
     "TensorSpec",

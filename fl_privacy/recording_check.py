@@ -16,6 +16,7 @@ from fl_privacy.recording_index import (
     segments,
     strays,
 )
+from fl_privacy.recording_refusals import read_refusals
 from fl_privacy.recording_store import Store
 
 
@@ -40,6 +41,10 @@ def check(store: Store, progress: Progress) -> list[str]:
             progress(done + i, total)
         problems += _gaps(store.where(f"index/{name}"), entries, expected)
         listed.update(entry.file for entry in entries)
+    try:
+        list(read_refusals(store))
+    except RecordingError as error:
+        problems.append(str(error))
     end = store.where(f"index/{segment_name(total // LINES_PER_SEGMENT)}")
     return problems or list(_missing_lines(end, strays(store, listed)))
 

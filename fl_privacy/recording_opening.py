@@ -7,7 +7,7 @@ from fl_privacy.recording_index import attempts, files_of, read_entries, segment
 from fl_privacy.recording_reader import read_manifest
 from fl_privacy.recording_store import TEMPORARY, Store
 
-_FOLDERS = ("index", "schemas", "globals")
+_FOLDERS = ("index", "schemas", "globals", "refused")
 _FIXED = ("model", "dataset", "task", "local_training")
 _FREE = ("num-server-rounds", "resume", "record-")
 """Beginnings of the run settings that decide what is recorded, not the numbers in it."""

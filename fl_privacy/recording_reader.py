@@ -27,6 +27,7 @@ from fl_privacy.recording_format import (
     digest,
 )
 from fl_privacy.recording_index import global_path, header, read_entries, strays
+from fl_privacy.recording_refusals import Refusal, read_refusals
 from fl_privacy.recording_store import LocalStore, Store, open_store
 from fl_privacy.sparse import ARRAY, Part, SparseError, parse, restore
 from fl_privacy.types import LazyTensors, Tensors
@@ -147,6 +148,14 @@ class Recording:
         if entry.payload == "sparse-update":
             return self._decoded(entry, schema)
         return self._tensors(entry.file, entry.sha256, schema)
+
+    def refusals(self) -> Iterator[Refusal]:
+        """Replies that the server kept out of the aggregate, by attempt and round.
+
+        Raises:
+            RecordingError: a file of them is damaged.
+        """
+        return read_refusals(self._store)
 
     def verify(self, progress: Progress = silent) -> list[str]:
         """Read everything and list what is wrong; each line names the file."""

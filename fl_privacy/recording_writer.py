@@ -35,6 +35,7 @@ from fl_privacy.recording_index import (
     strays,
 )
 from fl_privacy.recording_opening import check_same, create, recover
+from fl_privacy.recording_refusals import Refusal, file_of
 from fl_privacy.recording_store import LocalStore, Store, open_store
 
 WAITING_BYTES = 64 * 2**20
@@ -160,6 +161,12 @@ class RecordingWriter:
         with self._writing():
             self._put([])
             self._store.flush()
+
+    def put_refusals(self, refusals: Iterable[Refusal]) -> None:
+        """Store which replies of a round were kept out of the aggregate; nothing, if none was."""
+        if refused := list(refusals):
+            with self._writing():
+                self._store.put([file_of(refused)])
 
     def close(self) -> None:
         """Flush and let another writer in."""

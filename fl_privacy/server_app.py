@@ -15,6 +15,7 @@ from torch import nn
 
 from clients.training import evaluate_model
 from fl_privacy.checkpoint import load_initial_model, load_last_model, save_model
+from fl_privacy.claims import most_examples
 from fl_privacy.code_digest import code_digest
 from fl_privacy.component import create
 from fl_privacy.history import add_round, begin_attempt
@@ -31,6 +32,7 @@ from strategies.flower import flower_strategy
 from strategies.recording import RecordingStrategy
 from strategies.require_replies import RequireReplies
 from strategies.same_code import SameCode
+from strategies.screening import Screening
 from strategies.seeded_sampling import SeededSampling
 from strategies.sorted_replies import SortedReplies
 
@@ -91,12 +93,19 @@ def server_strategy(settings: RunSettings) -> Strategy:
         "train_loss_key": "loss",
     }
     strategy: Strategy = flower_strategy(settings.strategy, common)
+    weighs_by_loss = hasattr(strategy, "train_loss_key")
     strategy = with_differential_privacy(strategy, settings.dp_strategy)
     if settings.fraction_train < 1:
         strategy = SeededSampling(strategy, fraction=settings.fraction_train, seed=settings.seed)
     if settings.sorted_replies:
         strategy = SortedReplies(strategy)
-    return Decoding(RequireReplies(SameCode(strategy, code_digest())))
+    strategy = Decoding(RequireReplies(SameCode(strategy, code_digest())))
+    return Screening(
+        strategy,
+        policy=settings.malformed_replies,
+        most_examples=most_examples(settings.local_training),
+        withheld=() if weighs_by_loss else ("loss",),  # DP-SGD keeps it
+    )
 
 
 def await_clients(grid: Grid, wanted: int) -> None:

@@ -86,6 +86,10 @@ class RunSettings(BaseModel):
     sorted_replies: Annotated[
         bool, Recorded(description="aggregate in partition order, for reproducible sums")
     ] = True
+    malformed_replies: Annotated[
+        Literal["leave-out", "fail"],
+        Recorded(description="leave such replies out of the aggregate, or end the run"),
+    ] = "leave-out"
     eval_samples: Annotated[
         int, Recorded(ge=0, description="test samples that score the global model; 0: all")
     ] = 2000

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from fl_privacy.recording import Layout, RecordingWriter
+from fl_privacy.recording import Layout, RecordingWriter, Refusal
 from fl_privacy.rounds import parse_rounds
 from strategies.recorder import Recorder, Sent
-from strategies.wrapper import StrategyWrapper, chain
+from strategies.screening import Screening
+from strategies.wrapper import StrategyWrapper, chain, weight_key
 
 
 class RecordingStrategy(StrategyWrapper):
@@ -70,23 +71,46 @@ class RecordingStrategy(StrategyWrapper):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        numbers: dict[int, int] = {}
         if self.is_recorded(server_round):
             replies = list(replies)
-            self._record(server_round, replies)
-        return super().aggregate_train(server_round, replies)
+            numbers = self._record(server_round, replies)
+        try:
+            return super().aggregate_train(server_round, replies)
+        finally:
+            self._record_refusals(server_round, numbers)
 
     def _chosen(self, messages: Sequence[Message]) -> set[int]:
         nodes = sorted({message.metadata.dst_node_id for message in messages})
         return set(nodes[: self.max_clients] if self.max_clients else nodes)
 
-    def _record(self, server_round: int, replies: Sequence[Message]) -> None:
+    def _record(self, server_round: int, replies: Sequence[Message]) -> dict[int, int]:
+        """Write replies; the number of each, by the ``id()`` of its message."""
         writer = self.recorder.writer
-        writer.extend(
+        answered = list(self._origins(replies))
+        entries = writer.extend(
             self.recorder.reply(reply, round=server_round, node=node, sent=sent)
-            for reply, (node, sent) in self._origins(replies)
+            for reply, (node, sent) in answered
         )
         writer.end_round(server_round)
         self._sent = []
+        return {id(reply): entry.n for (reply, _), entry in zip(answered, entries, strict=True)}
+
+    def _record_refusals(self, server_round: int, numbers: Mapping[int, int]) -> None:
+        """Write which replies were kept out of the aggregate, and why."""
+        writer = self.recorder.writer
+        writer.put_refusals(
+            Refusal(
+                attempt=writer.attempt,
+                round=server_round,
+                n=numbers.get(refusal.message),
+                node=str(refusal.node),
+                reason=refusal.reason,
+            )
+            for inner in chain(self.strategy)
+            if isinstance(inner, Screening)
+            for refusal in inner.refusals
+        )
 
     def _origins(self, replies: Sequence[Message]) -> Iterator[tuple[Message, tuple[int, Sent]]]:
         """Each reply to be recorded, with the node that was asked and what it was sent.
@@ -101,9 +125,3 @@ class RecordingStrategy(StrategyWrapper):
             origin = origin or by_node.get(reply.metadata.src_node_id)
             if origin:
                 yield reply, origin
-
-
-def weight_key(strategy: Strategy) -> str:
-    """The metric by which ``strategy`` or what it wraps weights replies; empty if none."""
-    keys = (getattr(inner, "weighted_by_key", "") for inner in chain(strategy))
-    return next((str(key) for key in keys if key), "")

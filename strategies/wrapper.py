@@ -58,3 +58,9 @@ def chain(strategy: Strategy | None) -> Iterator[Strategy]:
     while strategy is not None:
         yield strategy
         strategy = getattr(strategy, "strategy", None)
+
+
+def weight_key(strategy: Strategy) -> str:
+    """The metric by which ``strategy`` or what it wraps weights replies; empty if none."""
+    keys = (getattr(inner, "weighted_by_key", "") for inner in chain(strategy))
+    return next((str(key) for key in keys if key), "")
