@@ -41,7 +41,7 @@ def problems(
     return [
         *_open_to_others(folder),
         *_server_problems(folder, (*LOOPBACK, *names), now),
-        *(text for node in range(_nodes(folder, nodes)) for text in _node(folder, node, now)),
+        *(text for node in _nodes(folder, nodes) for text in _node(folder, node, now)),
     ]
 
 
@@ -51,10 +51,10 @@ def valid_until(folder: Path) -> datetime:
     return min(certificate.not_valid_after_utc for certificate in found)
 
 
-def _nodes(folder: Path, expected: int) -> int:
-    """One more than the highest number in a file name, or ``expected``: gaps are problems."""
+def _nodes(folder: Path, expected: int) -> list[int]:
+    """Numbers of the nodes that have to be there, and of those that have a file."""
     matches = (_NODE_FILE.fullmatch(file.name) for file in folder.iterdir())
-    return max([expected, *(int(match[1]) + 1 for match in matches if match)])
+    return sorted({*range(expected), *(int(match[1]) for match in matches if match)})
 
 
 def _open_to_others(folder: Path) -> Iterator[str]:

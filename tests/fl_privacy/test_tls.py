@@ -201,7 +201,7 @@ def test_what_is_missing_or_damaged_is_named(folder: Path, name: str) -> None:
     assert text == f"{folder / name} is missing"
 
 
-def test_nodes_that_are_expected_and_gaps_are_missing(folder: Path) -> None:
+def test_nodes_that_are_expected_and_parts_of_nodes_are_missing(folder: Path) -> None:
     missing = {f"{folder}/{n}" for n in ("node-2.key", "node-2.pub", "runtime-2.crt")}
     assert {text.removesuffix(" is missing") for text in problems(folder, nodes=3)} == missing
     for file in folder.glob("node-0.*"):
