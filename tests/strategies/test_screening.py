@@ -449,6 +449,16 @@ def test_ordinary_names_pass(name: str) -> None:
     assert name_flaw(RecordDict({"m": MetricRecord({name: 1.0})})) == ""
 
 
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../b", "~root", "C:\\x", "..\\x", "a/.."])
+def test_no_name_may_look_like_a_path(name: str) -> None:
+    for content in (
+        RecordDict({"m": MetricRecord({name: 1.0})}),
+        RecordDict({"c": ConfigRecord({name: 1.0})}),
+        RecordDict({name: ArrayRecord()}),
+    ):
+        assert "looks like a path" in name_flaw(content)
+
+
 def test_inspect_shows_reasons_and_obeys_none(tmp_path: Path) -> None:
     def name(reply: RecordDict) -> None:
         reply.array_records["arrays"]["\x1b]0;x\x07[red]"] = NAN
