@@ -18,10 +18,10 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from torch import nn
 
 from fl_privacy.recording import Entry, Manifest, Recording, RecordingWriter
-from strategies.recording import RecordingStrategy, weight_key
+from strategies.recording import RecordingStrategy
 from strategies.require_replies import RequireReplies
 from strategies.sorted_replies import SortedReplies
-from strategies.wrapper import StrategyWrapper
+from strategies.wrapper import StrategyWrapper, weight_key
 from tests.strategies.in_process_grid import Client, ClientError, InProcessGrid, round_in
 
 NODES = list(range(1_000_001, 1_000_009))
