@@ -32,11 +32,21 @@ _OTHER_GROUPS = ("strategies", "dp-strategies", "settings")
 LocalRun = Annotated[str, typer.Argument(metavar="RUN", help="Run folder on this machine.")]
 
 
+SPINS = "1000"
+"""How often a waiting OpenMP thread looks before it sleeps.
+
+Without it, two threads beside another busy process wait for each other for most of the time (an
+attack took 2.4 times as long); alone, it costs 3 to 8 percent.
+"""
+
+
 def main() -> None:
     """Entry point: an error of ours, or of the system, becomes one line.
 
     The exit status is 2 for bad input, 1 for a failed run.
     """
+    if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is imported
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
         app()
     except OSError as error:

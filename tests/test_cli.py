@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,25 @@ def test_the_command_line_imports_nothing_heavy() -> None:
 
 def test_version(cli: type[Command]) -> None:
     assert cli("--version").out.strip() == f"fl-privacy {VERSION}"
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_soon_sleep_unless_told_otherwise(
+    given: dict[str, str],
+    spins: str | None,
+    cli: type[Command],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that what the command sets is undone
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    cli("--version")
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
 def commands() -> list[str]:
