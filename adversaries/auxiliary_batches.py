@@ -13,8 +13,8 @@ import torch
 from torch import Generator, Tensor
 from torch.func import vmap
 
+from adversaries.dealt_property import dealt_anew
 from adversaries.gradient_features import features
-from adversaries.layerwise.dealt_property import dealt_anew
 from adversaries.local_steps import Client
 from fl_privacy.datasets.properties import HAS, LACKS, PropertyError, secret_property
 from fl_privacy.seeding import derive_seed

@@ -156,6 +156,12 @@ def skeleton(model: nn.Module, training: LocalTraining) -> nn.Module:
     return model
 
 
+def buffers_left(model: nn.Module, buffers: Tensors) -> Tensors:
+    """Those that a `skeleton` still has: of batch norm in train mode there are none."""
+    there = dict(model.named_buffers())
+    return {name: tensor for name, tensor in buffers.items() if name in there}
+
+
 class Steady(nn.Module):
     """An activation written as a function whose kernels treat every element alike."""
 

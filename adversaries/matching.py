@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from adversaries.local_steps import Client, Sent, skeleton
+from adversaries.local_steps import Client, Sent, buffers_left, skeleton
 from adversaries.targets import Target, Unattackable, members_of, prepare, training_of
 from adversaries.tokens import refuse_tokens
 from fl_privacy.defenses import Defense
@@ -122,13 +122,12 @@ def make_batch(
     every = [*own, *[own[-1]] * (lanes - len(own))]
     training = training_of(chunk.observation)
     model = copy.deepcopy(chunk.model).to(device, dtype)
-    kept = dict(model.named_buffers())
 
     def move(tensors: Tensors) -> dict[str, Tensor]:
         return {n: t.to(device, dtype) for n, t in tensors.items()}
 
     sent = tuple(
-        Sent(move(e.parameters), {n: b for n, b in move(e.buffers).items() if n in kept})
+        Sent(move(e.parameters), move(buffers_left(model, e.buffers)))
         for e in chunk.observation.exchanges
     )
     client = Client(

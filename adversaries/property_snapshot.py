@@ -19,7 +19,7 @@ from adversaries.auxiliary_batches import (
     simulated_features,
 )
 from adversaries.gradient_features import Classifier, features, joined
-from adversaries.local_steps import Client, Sent
+from adversaries.local_steps import Client, Sent, buffers_left
 from adversaries.targets import Unattackable, gradient_units
 from fl_privacy.datasets.properties import PropertyError
 from fl_privacy.layers import weight_layers, weight_of
@@ -57,10 +57,9 @@ class Clients:
     def sent(self, model: GlobalModel) -> Client:
         """Those clients when they were sent a global model."""
         network = self.model.to(self.device)
-        kept = dict(network.named_buffers())
         sent = Sent(
             {n: t.float().to(self.device) for n, t in model.parameters.items()},
-            {n: t.to(self.device) for n, t in model.buffers.items() if n in kept},
+            {n: t.to(self.device) for n, t in buffers_left(network, model.buffers).items()},
         )
         return Client(network, self.training, self.counts, (sent,))
 

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
-from adversaries.local_steps import skeleton
+from adversaries.local_steps import buffers_left, skeleton
 from fl_privacy.component import meant
 from fl_privacy.layers import LayerMetricError, trained_layers, weight_of
 from fl_privacy.seeding import derive_seed
@@ -95,10 +95,9 @@ def gradients_of(
     """
     first, models = observations[0], global_models(observations)
     network = dropping(skeleton(first.model(), first.local_training or LocalTraining())).to(device)
-    kept = dict(network.named_buffers())  # in train mode batch norm has none to be given
     for place in sorted(set(at)):
-        buffers = {n: b for n, b in models[place].buffers.items() if n in kept}
-        sent = {**models[place].parameters, **buffers}
+        model = models[place]
+        sent = {**model.parameters, **buffers_left(network, model.buffers)}
         state = {name: tensor.to(device) for name, tensor in sent.items()}
         for i in (i for i, other in enumerate(at) if other == place):
             inputs = first.task.normalize(samples.inputs[batches[i]].to(device))

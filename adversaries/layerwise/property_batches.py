@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from adversaries.layerwise.dealt_property import dealt_anew
+from adversaries.dealt_property import dealt_anew
 from fl_privacy.datasets.properties import HAS, LACKS, PropertyError, secret_property
 from fl_privacy.layers import LayerMetricError
 from fl_privacy.seeding import derive_seed, generator

@@ -19,8 +19,11 @@ def layer_aucs(found: Sequence[Analysis]) -> list[LayerAuc]:
     return [one for a in attacks for one in aucs_of(a, null_of(a, found))]
 
 
-def aucs_of(analysis: Analysis, null: Analysis | None = None) -> list[LayerAuc]:
-    """The AUC at every layer of one attack, beside that of its ``null``."""
+def aucs_of(analysis: Analysis, null: Analysis | None = None, *, whole: str = "") -> list[LayerAuc]:
+    """The AUC at every layer of one attack, beside that of its ``null``.
+
+    That of the whole update is among them where there is a name for it, ``whole``.
+    """
     groups = defenses([analysis])
     config = analysis.config
     aucs = []
@@ -28,12 +31,12 @@ def aucs_of(analysis: Analysis, null: Analysis | None = None) -> list[LayerAuc]:
         who = analysis.label + (f", {group_title(defense).lower()}" if len(groups) > 1 else "")
         for metric in analysis.config.metrics:
             name, settings = parse(metric.spec or metric.name)
-            if name != AUC or not settings.get("layer"):
+            layer = str(settings.get("layer") or whole)
+            if name != AUC or not layer:
                 continue
             auc = score(analysis, defense, metric, None).interval
             chance = score(null, defense, metric, None).interval if null else None
             if auc.n:
                 known = counted(scored(analysis.of(defense), metric.name)), config.relation
-                layer = str(settings["layer"])
                 aucs.append(LayerAuc(who, config.about, layer, auc, chance, *known))
     return aucs

@@ -9,7 +9,7 @@ from typing import Any
 from fl_privacy.layer_results import Measurement
 from fl_privacy.metrics.correlation import Correlation
 from fl_privacy.metrics.statistics import Interval
-from fl_privacy.prediction import LayerAuc, points, predictions
+from fl_privacy.prediction import LayerAuc, Point, predictions
 from fl_privacy.report.layer_words import about, columns, heading, spoken
 from fl_privacy.report.words import count, plain
 
@@ -53,9 +53,7 @@ def auc_table(own: Sequence[LayerAuc]) -> dict[str, Any]:
     }
 
 
-def prediction_table(
-    found: Sequence[Measurement], aucs: Sequence[LayerAuc]
-) -> list[dict[str, Any]]:
+def prediction_table(found: Sequence[Point]) -> list[dict[str, str]]:
     """How well each metric, and each of its columns, predicts the AUC; those that can be told."""
     return [
         {
@@ -65,7 +63,7 @@ def prediction_table(
             "spearman": correlation_in_words(one.spearman),
             "over": over_in_words(one.pearson),
         }
-        for one in predictions(points(found, aucs))
+        for one in predictions(found)
     ]
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from fl_privacy.layer_results import Measurement, measurements
 from fl_privacy.metrics.statistics import Interval
-from fl_privacy.prediction import LayerAuc
+from fl_privacy.prediction import LayerAuc, points
 from fl_privacy.protection import protections
 from fl_privacy.report.layer_aucs import layer_aucs
 from fl_privacy.report.layer_figures import Bars, layer_figure
@@ -40,7 +40,7 @@ def layers_section(run: Path, found: Sequence[Analysis]) -> Markup:
     measured, aucs, protected = measurements(run), layer_aucs(found), protections(run)
     if not measured and not aucs and not protected:
         return Markup()
-    told = prediction_table(measured, aucs)
+    told = prediction_table(points(measured, aucs))
     others = [one for one in told if one["column"]]
     template = files("fl_privacy.report").joinpath("layers.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)

@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fl_privacy.prediction import Point, points
+from fl_privacy.report.layer_tables import prediction_table
 from fl_privacy.report.words import plain
 from fl_privacy.sweep.grid import slug
 from fl_privacy.sweep.layer_axes import panels, walks
@@ -26,7 +27,6 @@ from fl_privacy.sweep.layer_table import (
     columns_tables,
     paper_peak,
     peak_lines,
-    prediction_lines,
     table,
 )
 from fl_privacy.sweep.paper import Picture
@@ -152,7 +152,7 @@ def _predictions(every: Sequence[Point]) -> list[dict[str, Any]]:
     rest = [point for point in every if point.column]
     blocks = [("Metrics", False, main), ("Other columns", True, rest)]
     found = [
-        {"title": title, "closed": closed, "lines": prediction_lines(some)}
+        {"title": title, "closed": closed, "lines": prediction_table(some)}
         for title, closed, some in blocks
     ]
     return [block for block in found if block["lines"]]

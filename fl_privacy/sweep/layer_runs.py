@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from fl_privacy.component import parse
 from fl_privacy.layer_results import Measurement, read_measurement
 from fl_privacy.plan import PLAIN
 from fl_privacy.prediction import LayerAuc
 from fl_privacy.property_table import WHOLE
 from fl_privacy.report.analyses import Analysis, analyses
-from fl_privacy.report.layer_aucs import AUC, aucs_of
-from fl_privacy.report.scores import score
+from fl_privacy.report.layer_aucs import aucs_of
 from fl_privacy.sweep.answers import GUESS, read_answers, read_measured
 from fl_privacy.sweep.offline import Attack
 from fl_privacy.sweep.stages import Cell
@@ -51,25 +49,11 @@ def attacked(cell: Cell) -> Iterator[LayerAuc]:
         plain = _named(attack, analyses([made[PLAIN]])[0])
         if plain.infers_property:
             null = analyses([made[GUESS]])[0] if GUESS in made else None
-            yield from whole_auc(plain, null)
-            yield from aucs_of(plain, null)
+            yield from aucs_of(plain, null, whole=WHOLE)
 
 
 def _named(attack: Attack, found: Analysis) -> Analysis:
     return replace(found, label=attack.title)
-
-
-def whole_auc(analysis: Analysis, null: Analysis | None) -> Iterator[LayerAuc]:
-    """The AUC of one attack that saw the whole update, beside that of its ``null``."""
-    about = analysis.config.about
-    for metric in analysis.config.metrics:
-        if parse(metric.spec or metric.name) != (AUC, {}):
-            continue
-        for defense in dict.fromkeys(row["defense"] for row in analysis.rows):
-            auc = score(analysis, defense, metric, None).interval
-            chance = score(null, defense, metric, None).interval if null else None
-            if auc.n:
-                yield LayerAuc(analysis.label, about, WHOLE, auc, chance)
 
 
 def measured(cell: Cell) -> Iterator[Measurement]:

@@ -10,8 +10,6 @@ from typing import Any
 
 from fl_privacy.component import parse
 from fl_privacy.metrics.statistics import Interval
-from fl_privacy.prediction import Point, predictions
-from fl_privacy.report.layer_tables import correlation_in_words, over_in_words
 from fl_privacy.report.layer_words import number, spoken
 from fl_privacy.report.words import plain
 from fl_privacy.sweep.layer_drawings import layers_of, shown
@@ -90,20 +88,6 @@ def peak_lines(one: Studied, titles: Mapping[str, str]) -> list[dict[str, str]]:
 def paper_peak(model: str) -> str:
     """Where the paper has the peak of this network; empty for one that is not the paper's."""
     return PAPER_PEAKS.get(parse(model)[0], "")
-
-
-def prediction_lines(found: Sequence[Point]) -> list[dict[str, str]]:
-    """How well each metric, and each of its columns, predicts the AUC; those that can be told."""
-    return [
-        {
-            "metric": plain(one.metric),
-            "column": spoken(one.column),
-            "pearson": correlation_in_words(one.pearson),
-            "spearman": correlation_in_words(one.spearman),
-            "over": over_in_words(one.pearson),
-        }
-        for one in predictions(found)
-    ]
 
 
 COLUMNS = (

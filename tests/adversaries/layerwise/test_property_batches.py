@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adversaries.dealt_property import alike, dealt_anew
 from adversaries.layerwise import property_batches
 from adversaries.layerwise.batch_gradients import gradients_of
-from adversaries.layerwise.dealt_property import alike, dealt_anew
 from adversaries.layerwise.property_batches import (
     Batches,
     Draws,

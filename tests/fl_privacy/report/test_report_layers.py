@@ -278,7 +278,7 @@ def test_runs_rounds_and_attackers_tell_of_the_same_layers_again() -> None:
 
 def test_columns_that_do_not_vary_predict_nothing() -> None:
     one = measured(columns={"ceiling": (0.693,) * 4, "literal": (0.6, 0.3, 0.2, 0.1)})
-    told = prediction_table([one], aucs((0.5, 0.6, 0.95, 0.7)))
+    told = prediction_table(points([one], aucs((0.5, 0.6, 0.95, 0.7))))
     assert [line["column"] for line in told] == ["", "literal"]
     assert told[0]["spearman"].startswith("1.00, p 0.083")
 

@@ -12,6 +12,7 @@ from fl_privacy.layer_results import MeasureConfig, Measurement
 from fl_privacy.metrics.statistics import Interval
 from fl_privacy.prediction import LayerAuc, Point, points
 from fl_privacy.property_table import WHOLE
+from fl_privacy.report.layer_tables import prediction_table
 from fl_privacy.sweep.grid import Point as GridPoint
 from fl_privacy.sweep.layer_axes import MOST_LAYERS, panels, walks
 from fl_privacy.sweep.layer_drawings import layers_of
@@ -26,7 +27,6 @@ from fl_privacy.sweep.layer_study import (
     short_titles,
     summary,
 )
-from fl_privacy.sweep.layer_table import prediction_lines
 from fl_privacy.types import Task
 
 TASK = Task(input_shape=(1, 2, 2), classes=2, mean=(0.0,), std=(1.0,))
@@ -184,7 +184,7 @@ def test_the_correlation_is_over_layers_and_repeats_and_leaves_the_whole_update_
     aucs = (auc(WHOLE, 0.1), *(auc(layer, 0.5 + i / 10) for i, layer in enumerate("abc")))
     found = measurement({"a": 1.0, "b": 2.0, "c": 3.0})
     every = [p for seed in range(3) for p in points([found], aucs, run=str(seed))]
-    (line,) = prediction_lines(every)
+    (line,) = prediction_table(every)
     assert line["over"] == "3 layers of 1 network, 3 runs"
     assert line["pearson"].startswith("1.00")
 
