@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from textwrap import wrap
@@ -34,6 +34,11 @@ class Bars:
     null: Sequence[float] = ()
     attacked: bool = False
     from_: float = 0.0
+
+
+def merged(lists: Iterable[Sequence[str]]) -> list[str]:
+    """All layers that several ``lists`` name, each once, in the order of the longest first."""
+    return list(dict.fromkeys(layer for own in sorted(lists, key=len)[::-1] for layer in own))
 
 
 def layer_figure(layers: Sequence[str], panels: Sequence[Bars], name: str, what: str) -> Markup:

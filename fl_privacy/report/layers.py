@@ -16,7 +16,7 @@ from fl_privacy.metrics.statistics import Interval
 from fl_privacy.prediction import LayerAuc, points
 from fl_privacy.protection import protections
 from fl_privacy.report.layer_aucs import layer_aucs
-from fl_privacy.report.layer_figures import Bars, layer_figure
+from fl_privacy.report.layer_figures import Bars, layer_figure, merged
 from fl_privacy.report.layer_tables import (
     auc_table,
     prediction_table,
@@ -70,7 +70,7 @@ def group(
     """What was measured at one global model, or at several together, below what an attacker got."""
     title = f"Measured at the global model of {rounds_in_words(at)}" if at else "Attacked alone"
     lists = [[a.layer for a in own] for own in attacks_by_layer(aucs)] + [m.layers for m in found]
-    layers = list(dict.fromkeys(layer for own in sorted(lists, key=len)[::-1] for layer in own))
+    layers = merged(lists)
     panels = [auc_bars(own, layers) for own in attacks_by_layer(aucs)]
     panels += [bars(one, layers) for one in found]
     what = f"{title}, a bar for each layer: {', '.join(panel.title for panel in panels)}"

@@ -18,7 +18,7 @@ from fl_privacy.metrics.statistics import Interval
 from fl_privacy.prediction import Point
 from fl_privacy.property_table import WHOLE
 from fl_privacy.report.figures import GUESS, STYLE, svg
-from fl_privacy.report.layer_figures import Bars, layer_figure
+from fl_privacy.report.layer_figures import Bars, layer_figure, merged
 from fl_privacy.report.words import plain
 from fl_privacy.sweep.curves import DASHES
 from fl_privacy.sweep.layer_study import NOTHING, Number, Quantity, Table
@@ -30,8 +30,7 @@ ACROSS = 3
 
 def layers_of(tables: Sequence[Table]) -> list[str]:
     """All layers, the whole update first, then in the order of the forward pass."""
-    lists = [list(layers) for table in tables for layers in table.values()]
-    every = dict.fromkeys(layer for own in sorted(lists, key=len)[::-1] for layer in own)
+    every = merged(list(layers) for table in tables for layers in table.values())
     return sorted(every, key=lambda layer: layer != WHOLE)
 
 
