@@ -174,10 +174,10 @@ def set_score(
     rows = analysis.of(defense)
     guess = gain = None
     if null is not None and not analysis.is_baseline:
-        others = {row["key"]: row for row in null.of(defense)}
-        pairs = [(row, others[row["key"]]) for row in rows if row["key"] in others]
-        mine, has, clients = scored([row for row, _ in pairs], metric.name)
-        theirs = scored([other for _, other in pairs], metric.name).scores
+        others = {r["key"]: r for r in null.of(defense) if r.get(metric.name) is not None}
+        both = [r for r in rows if r["key"] in others and r.get(metric.name) is not None]
+        mine, has, clients = scored(both, metric.name)
+        theirs = scored([others[r["key"]] for r in both], metric.name).scores
         guess = auc_interval(theirs, has, clients)
         gain = auc_difference(mine, theirs, has, clients)
     return Score(

@@ -19,7 +19,7 @@ from fl_privacy.report.layer_aucs import layer_aucs
 from fl_privacy.report.layer_tables import auc_table, prediction_table
 from fl_privacy.report.layer_words import columns, number, rounds_in_words
 from fl_privacy.report.layers import groups_of
-from fl_privacy.report.scores import Analysis, null_of
+from fl_privacy.report.scores import Analysis, null_of, set_score
 from fl_privacy.results import MetricInfo, ResultConfig
 from fl_privacy.testing.toys import TASK
 from fl_privacy.threat_model import ThreatModel
@@ -209,6 +209,22 @@ def test_the_null_is_that_of_the_same_code_and_of_most_targets() -> None:
     old, partial, own = null("old", "k"), null("", "x"), null("", "kx")
     assert null_of(told, [old, partial, own]) is own
     assert null_of(told, [old]) is old
+
+
+def test_targets_that_either_attack_failed_on_are_left_out_of_the_comparison() -> None:
+    told = attack({"fc1": "0.1,0.9,0.9"}, property="smiling")
+    null = attack({"fc1": "0.5,0.5,0.5"}, property="smiling", permuted=True)
+    (metric,) = told.config.metrics
+    cells = {"a": "0.1,0.9,0.9", "b": None, "c": "0.2,0.8,0.8", "d": "0.9,0.1,0.1"}
+    rows = [{**told.rows[0], "key": key, metric.name: cell} for key, cell in cells.items()]
+    failed = [
+        {**null.rows[0], "key": key, metric.name: None if key == "d" else "0.5,0.5,0.5"}
+        for key in reversed(cells)
+    ]
+    found = set_score(replace(told, rows=rows), "", metric, replace(null, rows=failed))
+    assert found.guess is not None and found.gain is not None
+    assert (found.guess.n, found.guess.mean) == (6, 0.5)
+    assert found.gain.mean == 0.5, "of a and c alone, each beside its own null"
 
 
 def test_batches_of_each_kind_stand_beside_the_auc_with_their_clients() -> None:
