@@ -157,8 +157,8 @@ def skeleton(model: nn.Module, training: LocalTraining) -> nn.Module:
 
 
 def buffers_left(model: nn.Module, buffers: Tensors) -> Tensors:
-    """Those that a `skeleton` still has: of batch norm in train mode there are none."""
-    there = dict(model.named_buffers())
+    """Those that a `skeleton` still has: of batch norm in train mode there are no statistics."""
+    there = {*dict(model.named_buffers()), *dict(model.named_parameters())}
     return {name: tensor for name, tensor in buffers.items() if name in there}
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fl_privacy.defenses import per_sample_loss
+from fl_privacy.layers import trained_names
 from fl_privacy.protocols import GradientDefense, UpdateDefense
 from fl_privacy.recording_format import Layout
 from fl_privacy.types import Samples, Stats, Step, Task, Tensors
@@ -21,12 +22,17 @@ def step_of(
     expected_batch_size: int,
     device: torch.device | None = None,
 ) -> Step:
-    """The step on ``batch`` (pixels): detached parameters, copied buffers, normalized inputs."""
+    """The step on ``batch`` (pixels): detached parameters, copied buffers, normalized inputs.
+
+    Frozen parameters stand among the buffers.
+    """
     inputs, labels = batch.inputs.to(device), batch.labels.to(device)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    trained = {name: parameters.pop(name) for name in trained_names(model)}
     return Step(
         model=model,
-        parameters={name: value.detach() for name, value in model.named_parameters()},
-        buffers={name: value.clone() for name, value in model.named_buffers()},
+        parameters=trained,
+        buffers=parameters | {name: value.clone() for name, value in model.named_buffers()},
         inputs=task.normalize(inputs),
         labels=labels,
         loss=per_sample_loss,
@@ -54,9 +60,9 @@ def set_gradient(
     if generator is None:
         raise ValueError("a gradient defense needs a defense_generator")
     gradient, stats = defense.defend_gradient(step, generator=generator)
-    for name, parameter in step.model.named_parameters():
-        if parameter.requires_grad:
-            parameter.grad = gradient[name].detach().to(parameter)
+    for name in trained_names(step.model):
+        parameter = step.model.get_parameter(name)
+        parameter.grad = gradient[name].detach().to(parameter)
     with torch.no_grad():
         losses = step.loss(step.model(step.inputs), step.labels)
     return float(losses.sum()) / max(len(losses), 1), stats

@@ -37,6 +37,7 @@ from clients.training import evaluate_model, local_train
 from fl_privacy.code_digest import code_digest
 from fl_privacy.component import ComponentError, create, create_all
 from fl_privacy.defenses import split_defenses
+from fl_privacy.layers import trained_names
 from fl_privacy.privacy_spent import PrivacySpent
 from fl_privacy.protocols import Dataset, Model, Partition
 from fl_privacy.seeding import derive_seed, generator
@@ -93,7 +94,7 @@ def train(message: Message, context: Context) -> Message:
         on_step=lambda step, batch, chosen: trip.keep(step, batch, own[chosen]),
         device=best_device(),
     )
-    names = [name for name, _ in model.named_parameters()]
+    names = trained_names(model)
     trained = without_statistics(result.state, sent, names) if spent else result.state
     state, stats = defend_update(
         sent,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_privacy.claims import claim_flaw, most_examples
+from fl_privacy.layers import trained_names
 from fl_privacy.recording import Entry, Recording, RecordingError, match_names
 from fl_privacy.types import Exchange, GlobalModel, LazyTensors, LocalTraining, Tensors
 
@@ -32,7 +33,7 @@ class ExchangeReader:
         self._recording = recording
         self._training = training
         self._state = model.state_dict()
-        trained = {name for name, _ in model.named_parameters()}
+        trained = set(trained_names(model))
         self.parameters = tuple(n for n in self._state if n in trained)
         self._buffers = tuple(
             n for n, t in self._state.items() if n not in trained and t.is_floating_point()

@@ -42,8 +42,13 @@ def weight_layers(model: nn.Module, task: Task) -> tuple[str, ...]:
 
 def trained_layers(model: nn.Module, task: Task) -> tuple[str, ...]:
     """The `weight_layers` whose weight is trained: an update tells nothing of a frozen one."""
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = trained_names(model)
     return tuple(name for name in weight_layers(model, task) if weight_of(name) in trained)
+
+
+def trained_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters that training moves; a frozen one is a constant, as a buffer is."""
+    return tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def weight_of(layer: str) -> str:

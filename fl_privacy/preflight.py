@@ -19,6 +19,7 @@ from clients.training import draw_batches, local_train
 from fl_privacy.component import ComponentError, create, create_all
 from fl_privacy.datasets.properties import check_property, tell_relation
 from fl_privacy.defenses import split_defenses
+from fl_privacy.layers import trained_names
 from fl_privacy.protocols import Attributed, Costly, Dataset, Model, Partition
 from fl_privacy.recording_opening import check_same
 from fl_privacy.recording_store import open_store
@@ -177,7 +178,7 @@ def rehearse(settings: RunSettings, model: Model, dataset: Dataset, own: Tensor)
             gradient_defense=gradient_defense,
             defense_generator=draws,
         ).state
-        names = [name for name, _ in network.named_parameters()]
+        names = trained_names(network)
         defend_update(sent, returned, update_defenses, names=names, generator=draws)
     except (ValueError, RuntimeError) as error:
         defended = f" with {spec}" if spec else ""

@@ -187,8 +187,9 @@ class Samples:
 class Exchange:
     """One round trip of one client, as the server saw it.
 
-    ``update`` is returned minus sent, floating-point parameters only, in weight
-    units: the gradient of one SGD step is ``-update / lr``. ``digest`` is the
+    ``update`` is returned minus sent, trained parameters only, in weight units: the gradient
+    of one SGD step is ``-update / lr``. Frozen parameters stand among the ``buffers``, being as
+    constant as these in a round. ``digest`` is the
     SHA-256 of the stored reply, ``global_digest`` that of the sent parameters. ``members``
     are the numbers of examples of the clients behind an aggregate, empty for one client.
     ``flaw`` says why the reply cannot be used (then ``update`` is empty), else nothing.
@@ -210,7 +211,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class GlobalModel:
-    """Parameters and floating-point buffers that were sent in a round; ``digest`` as `Exchange`."""
+    """Parameters and buffers that were sent in a round, all as in `Exchange`."""
 
     attempt: int
     round: int

@@ -68,7 +68,7 @@ def find_layer(step: Step, name: str) -> DenseLayer:
             f"expected a dense layer (nn.Linear) that sees one vector a sample in one call, got "
             f"{name or 'a network without one'!r}; layers that do: {listed}"
         )
-    _refuse_shared(step.model, f"{names[chosen]}.weight")
+    _refuse_shared(step, f"{names[chosen]}.weight")
     before = calls[: next(i for i, (module, *_) in enumerate(calls) if module is chosen)]
     _refuse_dropout([module for module, *_ in before], names, names[chosen])
     sizes = [o.numel() * o.element_size() for _, _, o in before]
@@ -76,13 +76,13 @@ def find_layer(step: Step, name: str) -> DenseLayer:
     return DenseLayer(names[chosen], chosen, widest)
 
 
-def _refuse_shared(model: nn.Module, weight: str) -> None:
+def _refuse_shared(step: Step, weight: str) -> None:
     """Refuse a weight whose gradient is not the layer's alone: pruned, it would come back whole."""
-    aliases = Layout.of(model).aliases
-    if weight in {*aliases, *aliases.values()} or weight not in dict(model.named_parameters()):
+    aliases = Layout.of(step.model).aliases
+    if weight in {*aliases, *aliases.values()} or weight not in step.parameters:
         raise ValueError(
-            f"expected {weight} to be a parameter of that layer alone, got one that is shared with "
-            f"another layer or computed from other parameters; defend another layer"
+            f"expected {weight} to be a trained parameter of that layer alone, got one that is "
+            f"frozen, shared with another layer or computed from others; defend another layer"
         )
 
 

@@ -20,6 +20,7 @@ from adversaries.local_steps import skeleton, steps
 from adversaries.matching import Chunk, make_batch
 from adversaries.targets import Unattackable
 from fl_privacy.component import create, find, installed
+from fl_privacy.layers import trained_names
 from fl_privacy.protocols import Adversary
 from fl_privacy.types import Exchange, LocalTraining, Observation, Reconstruction, Task
 
@@ -58,6 +59,12 @@ def normed() -> nn.Module:
         nn.ReLU(),
         nn.Linear(8, 4),
     )
+
+
+def frozen() -> nn.Module:
+    model = normed()
+    model[0].requires_grad_(False)
+    return model
 
 
 def signals() -> nn.Module:
@@ -100,6 +107,8 @@ CASES = {
     "aggregate": Case(dense, members=(1, 2)),
     "fedavg": Case(dense, EPOCHS, members=(4,)),
     "fedavg, convolutional": Case(convolutional, EPOCHS, members=(3,)),
+    "frozen layer": Case(frozen, members=(2,)),
+    "fedavg, frozen layer": Case(frozen, EPOCHS, members=(3,)),
     "fedavg, batch norm": Case(normed, EPOCHS, members=(4,)),
     "fedavg, aggregate, linked rounds": Case(dense, EPOCHS, members=(3, 2), rounds=2),
 }
@@ -152,7 +161,7 @@ def observed(case: Case) -> tuple[Observation, Tensor]:
     labels = torch.randint(case.task.classes, (images,), generator=generator)
     x, exchanges = case.task.normalize(inputs), []
     state = dict(network_of(case).state_dict())
-    names = [n for n, _ in network_of(case).named_parameters()]
+    names = trained_names(network_of(case))
     buffers = [n for n, t in state.items() if n not in names and t.is_floating_point()]
     for number in range(1, case.rounds + 1):
         parts = zip(

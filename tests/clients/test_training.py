@@ -278,6 +278,24 @@ def test_a_frozen_layer_stays_as_it_is_under_a_gradient_defense() -> None:
     assert not torch.equal(others[-1], before[-1])
 
 
+def test_clipping_does_not_count_what_a_frozen_layer_would_get() -> None:
+    model = network()
+    first, *others = model.parameters()
+    first.requires_grad_(False)
+    start = [value.detach().clone() for value in others]
+    local_train(
+        model,
+        TASK,
+        Samples(data().inputs[:1].double(), data().labels[:1]),
+        LocalTraining(algorithm="fedsgd", lr=1.0, batch_size=1),
+        generator=seeded(),
+        gradient_defense=PerSampleClipping(max_norm=1e-3),
+        defense_generator=seeded(1),
+    )
+    step = torch.cat([(a.detach() - b).flatten() for a, b in zip(others, start, strict=True)])
+    assert step.norm() == pytest.approx(1e-3)
+
+
 def test_a_gradient_defense_without_its_generator_is_refused() -> None:
     with pytest.raises(ValueError, match="defense_generator"):
         local_train(

@@ -74,6 +74,22 @@ def test_an_odd_reply_is_a_failure_of_its_own(
     assert len(list(Baseline().attack(observations, seed=0, device=CPU))) == 3
 
 
+def test_a_frozen_parameter_is_a_constant_that_an_update_tells_nothing_of(tmp_path: Path) -> None:
+    def partly_frozen() -> torch.nn.Module:
+        model = toy_model()
+        first, *_ = model.parameters()
+        first.requires_grad_(False)
+        return model
+
+    observed(tmp_path, None)
+    (name, first), *others = toy_model().named_parameters()
+    target, *_ = ThreatModel().observe(Recording(tmp_path / "recording"), model=partly_frozen)
+    (exchange,) = target.exchanges
+    assert set(exchange.update) == set(exchange.parameters) == {n for n, _ in others}
+    assert torch.equal(exchange.buffers[name], first)
+    assert name in target.history[0].buffers
+
+
 def test_the_aggregate_with_an_odd_reply_fails_with_its_reason(tmp_path: Path) -> None:
     observed(tmp_path, {"evil": np.zeros(3)})
     (mean,) = ThreatModel(unit="aggregate").observe(
