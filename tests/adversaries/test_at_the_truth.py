@@ -63,7 +63,7 @@ def normed() -> nn.Module:
 
 def frozen() -> nn.Module:
     model = normed()
-    model[0].requires_grad_(False)
+    model.get_submodule("0").requires_grad_(False)
     return model
 
 
