@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import Context, Message
+from pydantic import ValidationError
 from torch import Tensor
 
-from fl_privacy.component import ComponentError
+from fl_privacy.component import ComponentError, describe
 from fl_privacy.settings import RunSettings
 from fl_privacy.truth import TruthVault
-from fl_privacy.types import Samples
+from fl_privacy.types import Samples, Task
+
+_NORMALIZATION = ("mean", "std")
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,9 @@ def round_trip_of(message: Message, context: Context, settings: RunSettings) -> 
 
     Raises:
         ComponentError: the server says no round or asks for a proximal term, or an audit has no
-            absolute out-dir.
+            absolute folder.
     """
-    config = {k: v for record in message.content.config_records.values() for k, v in record.items()}
+    config = config_of(message)
     server_round, attempt = config.get("server-round"), config.get("attempt", 1)
     if not isinstance(server_round, int) or not isinstance(attempt, int):
         raise ComponentError(
@@ -58,10 +61,48 @@ def round_trip_of(message: Message, context: Context, settings: RunSettings) -> 
             f"got {config}"
         )
     refuse_proximal_term(config.get("proximal-mu"))
-    if settings.audit and not Path(settings.out_dir).is_absolute():
-        raise ComponentError(f"an audit needs an absolute out-dir, got {settings.out_dir!r}")
-    vault = TruthVault(Path(settings.out_dir) / "truth") if settings.audit else None
+    vault = TruthVault(truth_folder(settings)) if settings.audit else None
     return RoundTrip(attempt, server_round, str(context.node_id), vault)
+
+
+def config_of(message: Message) -> dict[str, object]:
+    """What the server says beside the parameters."""
+    return {k: v for record in message.content.config_records.values() for k, v in record.items()}
+
+
+def normalization(task: Task) -> dict[str, list[float]]:
+    """How inputs are normalized, for the message to each client: `told_task` reads it."""
+    return {f"input-{name}": list(getattr(task, name)) for name in _NORMALIZATION}
+
+
+def told_task(message: Message, task: Task) -> Task:
+    """A dataset's task with inputs normalized as the server says, so that all do it alike.
+
+    Raises:
+        ComponentError: the server's inputs have other channels.
+    """
+    config = config_of(message)
+    told = {n: config[f"input-{n}"] for n in _NORMALIZATION if f"input-{n}" in config}
+    try:
+        return Task.model_validate({**task.model_dump(), **told})
+    except ValidationError as error:
+        raise ComponentError(describe("the server's task", Task, error)) from None
+
+
+def truth_folder(settings: RunSettings) -> Path:
+    """Where the truth of a run goes; below ``client-audit-dir`` in a folder named as the run.
+
+    Raises:
+        ComponentError: a folder is relative, or the server gives the run no name.
+    """
+    run, own = Path(settings.out_dir), Path(settings.client_audit_dir)
+    if not run.is_absolute() or run.name in ("", ".."):
+        raise ComponentError(f"an audit needs an absolute out-dir, got {settings.out_dir!r}")
+    if not settings.client_audit_dir:
+        return run / "truth"
+    if not own.is_absolute():
+        raise ComponentError(f"client-audit-dir must be absolute, got {str(own)!r}")
+    return own / run.name / "truth"
 
 
 def refuse_proximal_term(mu: object) -> None:

@@ -32,7 +32,7 @@ from clients.flower_clipping import clipping_mod
 from clients.mods import Next
 from clients.private_training import noise_of, take_part, without_statistics
 from clients.property_schedule import scheduled
-from clients.round_trip import round_trip_of
+from clients.round_trip import round_trip_of, told_task
 from clients.training import evaluate_model, local_train
 from fl_privacy.code_digest import code_digest
 from fl_privacy.component import ComponentError, create, create_all
@@ -66,9 +66,9 @@ def train(message: Message, context: Context) -> Message:
     defends = client < settings.defended(clients) and not active
     spec = settings.client_defense if defends else ""
     gradient_defense, update_defenses = split_defenses(create_all("defenses", spec))
-    dataset = open_dataset(settings.dataset)
+    dataset = open_dataset(settings.client_dataset or settings.dataset)
     key, model, sent = received_model(message, settings, dataset)
-    own = partition_indices(settings.dataset, settings.partition, client, clients, settings.seed)
+    own = own_indices(settings, client, clients)
     seeds = (settings.seed, trip.attempt, trip.round, client)
     samples = dataset.load("train", own)
     if not active:
@@ -87,7 +87,7 @@ def train(message: Message, context: Context) -> Message:
     )
     result = trainer(
         model,
-        dataset.task(),
+        told_task(message, dataset.task()),
         samples,
         settings.local_training,
         generator=generator(*(hidden if spent else seeds), "batches"),
@@ -157,15 +157,19 @@ def own_report(client: int) -> ConfigRecord:
 def evaluate(message: Message, context: Context) -> Message:
     """Loss and accuracy of the sent parameters on this client's share of the test split.
 
-    Client p of N has every N-th test sample from p on, and at least one.
+    Client p of N has every N-th test sample from p on, and at least one; of a dataset of its own
+    it has all.
     """
     torch.set_num_threads(1)
     settings, (client, clients) = client_settings(context), partition_of(context)
-    dataset = open_dataset(settings.dataset)
+    dataset = open_dataset(settings.client_dataset or settings.dataset)
+    if settings.client_dataset:
+        client, clients = 0, 1
     _, model, _ = received_model(message, settings, dataset)
     n = len(dataset.labels("test"))
     samples = dataset.load("test", torch.arange(client % n, n, clients))
-    loss, accuracy = evaluate_model(model, dataset.task(), samples, device=best_device())
+    task = told_task(message, dataset.task())
+    loss, accuracy = evaluate_model(model, task, samples, device=best_device())
     metrics = MetricRecord({"num-examples": len(samples), "loss": loss, "accuracy": accuracy})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
@@ -203,6 +207,13 @@ def partition_of(context: Context) -> tuple[int, int]:
 def open_dataset(spec: str) -> Dataset:
     """The dataset of a spec, once a process: Ray reuses its workers."""
     return cast(Dataset, create("datasets", spec))
+
+
+def own_indices(settings: RunSettings, client: int, clients: int) -> Tensor:
+    """Training indices of a client, ``[n]``: its partition, or all of a dataset of its own."""
+    if settings.client_dataset:
+        return torch.arange(len(open_dataset(settings.client_dataset).labels("train")))
+    return partition_indices(settings.dataset, settings.partition, client, clients, settings.seed)
 
 
 @lru_cache(maxsize=1024)

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
+from clients.round_trip import normalization
 from clients.training import evaluate_model
 from fl_privacy.checkpoint import load_initial_model, load_last_model, save_model
 from fl_privacy.claims import most_examples
@@ -26,6 +27,7 @@ from fl_privacy.run_manifest import manifest_of
 from fl_privacy.seeding import generator
 from fl_privacy.settings import RunSettings, parse_settings
 from fl_privacy.types import Samples, Task
+from strategies.await_clients import AwaitClients
 from strategies.decoding import Decoding
 from strategies.differential_privacy import refuse_statistics, with_differential_privacy
 from strategies.flower import flower_strategy
@@ -37,9 +39,6 @@ from strategies.seeded_sampling import SeededSampling
 from strategies.sorted_replies import SortedReplies
 
 app = ServerApp()
-
-SETTLED_SECONDS = 0.5
-"""Round 1 starts when no new client has connected for this long."""
 
 
 @app.main()
@@ -71,12 +70,12 @@ def main(grid: Grid, context: Context) -> None:
             max_clients=settings.record_clients,
             model=model,
         )
-        await_clients(grid, settings.min_clients)
         strategy.start(
             grid,
             ArrayRecord(model.state_dict()),
             num_rounds=settings.num_server_rounds,
-            train_config=ConfigRecord({"attempt": writer.attempt}),
+            timeout=settings.round_seconds,
+            train_config=ConfigRecord({"attempt": writer.attempt, **normalization(task)}),
             evaluate_fn=evaluation(
                 model, dataset.task(), scored_samples(dataset, settings), folder, writer.attempt
             ),
@@ -99,6 +98,7 @@ def server_strategy(settings: RunSettings) -> Strategy:
         strategy = SeededSampling(strategy, fraction=settings.fraction_train, seed=settings.seed)
     if settings.sorted_replies:
         strategy = SortedReplies(strategy)
+    strategy = AwaitClients(strategy, wanted=settings.min_clients, seconds=settings.wait_seconds)
     strategy = Decoding(RequireReplies(SameCode(strategy, code_digest())))
     return Screening(
         strategy,
@@ -106,22 +106,6 @@ def server_strategy(settings: RunSettings) -> Strategy:
         most_examples=most_examples(settings.local_training),
         withheld=() if weighs_by_loss else ("loss",),  # DP-SGD keeps it
     )
-
-
-def await_clients(grid: Grid, wanted: int) -> None:
-    """Wait for ``wanted`` clients, and until no more come: Flower samples whoever is there."""
-    count, since, told = -1, time.monotonic(), 0.0
-    while True:
-        now = time.monotonic()
-        connected = len(list(grid.get_node_ids()))
-        if connected != count:
-            count, since = connected, now
-        if count >= wanted and now - since >= SETTLED_SECONDS:
-            return
-        if count < wanted and now - told > 10.0:
-            getLogger("flwr").info("%s of %s clients connected, waiting", count, wanted)
-            told = now
-        time.sleep(0.05)
 
 
 def scored_samples(dataset: Dataset, settings: RunSettings) -> Samples:

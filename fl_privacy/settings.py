@@ -44,8 +44,14 @@ class RunSettings(BaseModel):
         str, Recorded(description="Flower's central differential privacy; empty: none")
     ] = ""
     min_clients: Annotated[
-        PositiveInt, Recorded(description="clients to wait for before round 1")
+        PositiveInt, Recorded(description="clients that have to be there before a round starts")
     ] = 2
+    wait_seconds: Annotated[
+        PositiveFloat, Field(description="how long a round waits for them before the run ends")
+    ] = 600.0
+    round_seconds: Annotated[
+        PositiveFloat, Field(description="how long a round waits for replies; then without them")
+    ] = 3600.0
     num_server_rounds: Annotated[PositiveInt, Recorded(description="rounds to run")] = 3
     fraction_train: Annotated[float, Recorded(gt=0, le=1, description="clients in a round")] = 1.0
     algorithm: Annotated[
@@ -98,6 +104,13 @@ class RunSettings(BaseModel):
         float,
         Field(ge=0, le=1, description="share of clients (lowest partition ids, rounded) to defend"),
     ] = 1.0
+    client_dataset: Annotated[
+        str, Field(description="dataset of a node's own, all of it its share; empty: its partition")
+    ] = ""
+    client_audit_dir: Annotated[
+        str,
+        Field(description="absolute; where a node keeps the truth of audits; empty: out-dir"),
+    ] = ""
     client_state_dir: Annotated[
         str,
         Field(description="absolute; where dp_sgd keeps its account; empty: out-dir/clients"),

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -117,6 +118,46 @@ def test_the_batch_is_from_the_clients_own_partition(
     assert reply.content.metric_records["metrics"]["num-examples"] == len(own)
 
 
+def test_a_nodes_own_audit_folder_keeps_its_truth_from_the_servers(
+    tmp_path: Path, train: Callable[..., Message]
+) -> None:
+    run, own = tmp_path / "server" / "first", tmp_path / "node-0"
+    train({"audit": True, "out-dir": str(run)}, client_audit_dir=str(own))
+    assert not run.exists()
+    assert len(TruthVault(own / "first" / "truth").steps(kept())) == 1
+
+
+def npz_of(path: Path, n: int) -> str:
+    arrays = {
+        f"{name}_{split}": values
+        for split in ("train", "test")
+        for name, values in (
+            ("x", (np.arange(64 * n) % 256).reshape(n, 8, 8).astype(np.uint8)),
+            ("y", np.arange(n) % 10),
+        )
+    }
+    np.savez(path, **arrays)
+    return f"npz(path={str(path)!r})"
+
+
+def test_a_node_trains_on_all_of_a_dataset_of_its_own_normalized_as_the_server_says(
+    tmp_path: Path, send: Send, node: Node
+) -> None:
+    own = npz_of(tmp_path / "own.npz", 20)
+    settings = RUN | {"audit": True, "out-dir": str(tmp_path / "run"), "batch-size": 20}
+    told = content(start(settings))
+    told.config_records["config"]["input-mean"] = [0.25]
+    told.config_records["config"]["input-std"] = [0.5]
+    reply = app(send(told), node(settings, partition_id=3, client_dataset=own))
+    metrics = reply.content.metric_records["metrics"]
+    assert metrics["num-examples"] == 20
+    assert reply.content.config_records["fl-privacy"]["partition-id"] == 3
+    (batch,) = TruthVault(tmp_path / "run" / "truth").steps(kept())
+    model = create("models", str(RUN["model"])).build(create("datasets", "digits").task(), seed=0)
+    loss = torch.nn.functional.cross_entropy(model((batch.inputs - 0.25) / 0.5), batch.labels)
+    assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
 def test_without_an_audit_nothing_is_written(tmp_path: Path, train: Callable[..., Message]) -> None:
     train({"out-dir": str(tmp_path)})
     assert list(tmp_path.iterdir()) == []
@@ -213,6 +254,11 @@ def test_evaluation_shares_out_the_test_split(send: Send, node: Node) -> None:
         ({"client-defense": "nothing"}, "no defense 'nothing'"),
         ({"learning-rate": 1.0}, "learning-rate"),
         ({"audit": True, "out-dir": "runs"}, "absolute out-dir, got 'runs'"),
+        (
+            {"audit": True, "out-dir": "/runs/x", "client-audit-dir": "own"},
+            "client-audit-dir must be absolute, got 'own'",
+        ),
+        ({"audit": True, "out-dir": "/runs/..", "client-audit-dir": "/own"}, "absolute out-dir"),
     ],
 )
 def test_wrong_settings_are_refused(

@@ -21,13 +21,14 @@ from fl_privacy.recording import Recording, RecordingError
 from fl_privacy.round_progress import INITIAL
 from fl_privacy.run_folder import RunFolderError
 from fl_privacy.settings import RunSettings, Scalar
+from strategies import await_clients
 from strategies.same_code import CodeMismatchError
 from tests.strategies.in_process_grid import ClientError, InProcessGrid
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_app, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(await_clients, "SETTLED_SECONDS", 0.0)
 
 
 class Client:
@@ -276,16 +277,3 @@ def test_unknown_components_are_refused_before_anything_is_recorded(
 def test_flower_strategies_run_by_name(strategy: str, tmp_path: Path) -> None:
     run(tmp_path, adding(0.1), {"strategy": strategy}, nodes=(1, 2, 3, 4))
     assert len(list(Recording(tmp_path / "recording").entries())) == 8
-
-
-def test_round_one_waits_for_the_wanted_clients() -> None:
-    grid = InProcessGrid(adding(1.0), [])
-    asked: list[int] = []
-
-    def connect_one_more() -> list[int]:
-        asked.append(len(asked))
-        return asked[:3]
-
-    grid.get_node_ids = connect_one_more  # type: ignore[method-assign]
-    server_app.await_clients(grid, 3)
-    assert len(asked) >= 3

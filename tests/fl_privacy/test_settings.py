@@ -39,9 +39,10 @@ def test_a_new_setting_is_not_recorded_unless_it_says_so() -> None:
     assert Grown().public() == RunSettings().public()
     out = set(RunSettings().model_dump(by_alias=True)) - set(RunSettings().public())
     own = {"client-defense", "client-defended-share", "client-state-dir", "client-report-epsilon"}
+    deployed = {"client-dataset", "client-audit-dir", "wait-seconds", "round-seconds"}
     inference = {"client-property", "client-property-schedule", "client-victims"}
     inference |= {"client-active-clients", "client-active-alpha"}
-    assert out == {*own, *inference, "client-encoding", "out-dir"}
+    assert out == {*own, *inference, *deployed, "client-encoding", "out-dir"}
 
 
 @pytest.mark.parametrize(

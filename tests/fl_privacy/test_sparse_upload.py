@@ -17,6 +17,7 @@ from fl_privacy.recording import Recording
 from fl_privacy.settings import RunSettings, Scalar
 from fl_privacy.threat_model import ThreatModel
 from fl_privacy.types import Tensors
+from strategies import await_clients
 from tests.strategies.in_process_grid import InProcessGrid
 
 CLIENTS = 3
@@ -43,7 +44,7 @@ class Grid(InProcessGrid):
 @pytest.fixture(autouse=True)
 def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No waiting for clients; the client sets its process to one thread."""
-    monkeypatch.setattr(server_app, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(await_clients, "SETTLED_SECONDS", 0.0)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

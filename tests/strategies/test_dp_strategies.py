@@ -15,6 +15,7 @@ from fl_privacy import client_app, server_app
 from fl_privacy.component import ComponentError
 from fl_privacy.recording import Recording
 from fl_privacy.settings import RunSettings
+from strategies import await_clients
 from strategies.differential_privacy import (
     dp_strategies,
     refuse_statistics,
@@ -39,7 +40,7 @@ ADAPTIVE = f"(noise_multiplier=0.0, initial_clipping_norm={NORM}, num_sampled_cl
 
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(server_app, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(await_clients, "SETTLED_SECONDS", 0.0)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
