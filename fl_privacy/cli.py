@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fl_privacy.code_digest import PACKAGES
 from fl_privacy.component import VERSION, ComponentError, Group
+from fl_privacy.deployment import command as deploy_command
 from fl_privacy.printable import plain, printable
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(deploy_command.app, name="deploy")
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or a URL of one.")]
 _OTHER_GROUPS = ("strategies", "dp-strategies", "settings")
@@ -177,7 +180,7 @@ def simulate(
         "seed": seed,
         "resume": resume or None,
     }
-    config = _run_config(options, set_ or [])
+    config = run_config(options, set_ or [])
     from fl_privacy import simulation
     from fl_privacy.round_progress import round_progress
 
@@ -195,7 +198,7 @@ def simulate(
     typer.echo(f"Recorded in {out}. Look at it: fl-privacy inspect {out}")
 
 
-def _run_config(options: dict[str, Scalar | None], pairs: list[str]) -> dict[str, Scalar]:
+def run_config(options: dict[str, Scalar | None], pairs: list[str]) -> dict[str, Scalar]:
     """Options that were given and ``KEY=VALUE`` pairs, validated and typed.
 
     Raises:
@@ -635,7 +638,7 @@ def membership(
         "local-epochs": epochs,
         "seed": seed,
     }
-    settings = command.settings_of(run, _run_config(options, set_ or []))
+    settings = command.settings_of(run, run_config(options, set_ or []))
     client = command.client_of(run, defense, samples, rounds)
     with attack_progress("membership") as progress:
         result = command.audit(

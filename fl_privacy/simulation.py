@@ -84,7 +84,7 @@ def simulate(
         source = app or assemble_app(link.home / "app")
         command = _run_command(link, source, {**config, "out-dir": str(out)}, resources)
         run_id, crash = follow(link, command, folder.log, stream)
-        _require_completed(link, run_id, crash, folder.log)
+        require_completed(link, run_id, crash, folder.log)
 
 
 def round_of(line: str) -> tuple[int, int] | None:
@@ -104,7 +104,7 @@ def assemble_app(folder: Path) -> Path:
             folder / package,
             ignore=shutil.ignore_patterns("__pycache__"),
         )
-    config = _toml(RunSettings().model_dump(by_alias=True))
+    config = toml(RunSettings().model_dump(by_alias=True))
     (folder / "pyproject.toml").write_text(
         f'[project]\nname = "fl-privacy"\nversion = "{VERSION}"\nlicense = "Apache-2.0"\n'
         f'description = "fl-privacy"\ndependencies = []\n'
@@ -123,8 +123,8 @@ def _run_command(
 ) -> list[str]:
     return [
         *("flwr", "run", str(app), CONNECTION, "--stream"),
-        *("--run-config", str(_write_toml(link.home / "run.toml", settings))),
-        *("--federation-config", str(_write_toml(link.home / "size.toml", resources))),
+        *("--run-config", str(write_toml(link.home / "run.toml", settings))),
+        *("--federation-config", str(write_toml(link.home / "size.toml", resources))),
     ]
 
 
@@ -171,7 +171,7 @@ def _process(link: SuperLink, command: list[str]) -> Iterator[subprocess.Popen[s
             process.kill()
 
 
-def _require_completed(link: SuperLink, run_id: str, crash: str, log_file: Path) -> None:
+def require_completed(link: SuperLink, run_id: str, crash: str, log_file: Path) -> None:
     """Ask how the run ended: ``flwr run`` itself exits with 0 even when it failed."""
     with _process(link, ["flwr", "list", "--run-id", run_id, "--format", "json"]) as process:
         answer, _ = process.communicate()
@@ -194,7 +194,7 @@ def _plain(details: str) -> str:
     return _RAY_ERROR.split(text)[0] + "; ".join(reasons)
 
 
-def _toml(values: Mapping[str, Scalar | None]) -> str:
+def toml(values: Mapping[str, Scalar | None]) -> str:
     """Flat scalars as TOML lines (None left out); JSON's scalars are TOML's too."""
     return "".join(
         f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
@@ -203,7 +203,7 @@ def _toml(values: Mapping[str, Scalar | None]) -> str:
     )
 
 
-def _write_toml(path: Path, values: Mapping[str, Scalar | None]) -> Path:
+def write_toml(path: Path, values: Mapping[str, Scalar | None]) -> Path:
     """A file, because ``key=value`` pairs on Flower's command line cannot hold every text."""
-    path.write_text(_toml(values), encoding="utf-8")
+    path.write_text(toml(values), encoding="utf-8")
     return path

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sysconfig
 import tempfile
@@ -14,7 +15,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -62,7 +63,7 @@ def private_superlink(stopping: Callable[[], None] = lambda: None) -> Iterator[S
     """
     mark = secrets.token_hex(16)
     with short_folder() as home, signals_raise():
-        link = SuperLink(home, _environment(home, mark))
+        link = SuperLink(home, flower_environment(home) | {_MARK: mark})
         try:
             _start(link)
             yield link
@@ -99,22 +100,31 @@ def _start(link: SuperLink) -> None:
     _await_health(f"http://127.0.0.1:{port}/health", process, link.log)
 
 
+def answers(url: str, context: ssl.SSLContext | None = None) -> bool:
+    """Whether a SuperLink answers at the URL, without any proxy."""
+    handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)]
+    try:
+        with urllib.request.build_opener(*handlers).open(url, timeout=1):
+            return True
+    except OSError:
+        return False
+
+
 def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + STARTUP_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError), opener.open(url, timeout=1):
+        if answers(url):
             return
         time.sleep(0.05)
     how = "did not answer" if process.poll() is None else f"exited with {process.returncode}"
     raise SimulationError(f"Flower's SuperLink {how}; it said:\n{log.read_text()[-2000:]}")
 
 
-def _environment(home: Path, mark: str) -> dict[str, str]:
+def flower_environment(home: Path) -> dict[str, str]:
+    """In which a process of Flower finds our commands, its folder, and no reason to call home."""
     local = "127.0.0.1,localhost"
     return {
         **os.environ,
-        _MARK: mark,
         "FLWR_HOME": str(home),
         "RAY_TMPDIR": str(home),
         "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]),

@@ -136,7 +136,7 @@ def npz_of(path: Path, n: int) -> str:
             ("y", np.arange(n) % 10),
         )
     }
-    np.savez(path, **arrays)
+    np.savez(path, **arrays)  # type: ignore[arg-type]
     return f"npz(path={str(path)!r})"
 
 

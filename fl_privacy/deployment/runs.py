@@ -1,0 +1,103 @@
+"""Submit a run to a deployment, follow it, and go on with one that was cut off."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fl_privacy.deployment.local import CONNECTION, ask, control
+from fl_privacy.deployment.topology import Deployment, DeploymentError
+from fl_privacy.preflight import prepare
+from fl_privacy.run_folder import RunFolder, writable_run_folder
+from fl_privacy.settings import Scalar, parse_settings
+from fl_privacy.simulation import assemble_app, follow, require_completed, write_toml
+
+FEWER = "num-server-rounds"
+
+
+def run(
+    deployment: Deployment,
+    name: str,
+    changes: Mapping[str, Scalar],
+    *,
+    resume: bool = False,
+    stream: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Run the app on the deployment's nodes to its end; returns the run folder.
+
+    ``changes`` override the table ``[run]``. A run to ``resume`` has as many rounds in all as
+    they say, and takes those that its last attempt left.
+
+    Raises:
+        ComponentError, RunFolderError, RecordingError: settings that do not go together, or
+            with the recording to resume.
+        DeploymentError: not a name of a folder, or nothing is left to run.
+        DeploymentFailure, SimulationError: the SuperLink does not answer, or the run failed.
+    """
+    folder = run_folder(deployment, name)
+    config: dict[str, Scalar] = {"min-clients": len(deployment.nodes), **deployment.run, **changes}
+    if resume:
+        config |= {
+            "resume": True,
+            FEWER: rounds_left(folder, parse_settings(config).num_server_rounds),
+        }
+    config["out-dir"] = str(folder.path)
+    if not any(node.dataset for node in deployment.nodes):
+        prepare(parse_settings(config), len(deployment.nodes), folder)
+    ask(deployment, "supernode", "list")  # so that an absent SuperLink is told at once
+    writable_run_folder(folder.path, resume=resume)
+    link = control(deployment)
+    with tempfile.TemporaryDirectory(prefix="flp-") as temporary:
+        app = assemble_app(Path(temporary) / "app")
+        settings = write_toml(Path(temporary) / "run.toml", config)
+        command = ["flwr", "run", str(app), CONNECTION, "--stream", "--run-config", str(settings)]
+        run_id, crash = follow(link, command, folder.log, stream)
+    ask(deployment, "list", "--run-id", run_id)
+    require_completed(link, run_id, crash, folder.log)
+    return folder.path
+
+
+def run_folder(deployment: Deployment, name: str) -> RunFolder:
+    """Where the server keeps a run.
+
+    Raises:
+        DeploymentError: the name is not one of a single folder.
+    """
+    if not name or Path(name).name != name or name.startswith("."):
+        raise DeploymentError(f"expected a name for the run such as first, got {name!r}")
+    return RunFolder(deployment.recordings / name)
+
+
+def rounds_left(folder: RunFolder, total: int) -> int:
+    """How many of ``total`` rounds all attempts of a run together have left.
+
+    Raises:
+        DeploymentError: none, or there is no such run.
+    """
+    if not folder.manifest.exists():
+        raise DeploymentError(f"nothing to resume in {folder.path}: leave --resume out")
+    left = total - rounds_done(folder)
+    if left <= 0:
+        raise DeploymentError(
+            f"{folder.path} has its {total} rounds; for more: --set {FEWER}={total + 10}"
+        )
+    return left
+
+
+def rounds_done(folder: RunFolder) -> int:
+    """Rounds whose aggregate was kept, over all attempts: each goes on from the last of these."""
+    last: dict[int, int] = {}
+    if folder.history.exists():
+        for line in folder.history.read_text(encoding="utf-8").split("\n")[:-1]:
+            entry = json.loads(line)
+            last[entry["attempt"]] = max(last.get(entry["attempt"], 0), entry["round"])
+    return sum(last.values())
+
+
+def runs(deployment: Deployment) -> list[dict[str, Any]]:
+    """What the SuperLink knows of runs, the newest first."""
+    found: list[dict[str, Any]] = ask(deployment, "list")["runs"]
+    return found
