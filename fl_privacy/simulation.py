@@ -27,7 +27,7 @@ from fl_privacy.superlink import CONNECTION, SimulationError, SuperLink, private
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _ROUND = re.compile(r"\[ROUND (\d+)/(\d+)\]")
-_STARTED = re.compile(r"started run (\d+)")
+STARTED = re.compile(r"started run (\d+)")
 _CRASH = re.compile(r"^ERROR.*An exception occur+ed ?!! (.+)")
 _RAY_TIMEOUT = re.compile(r"node timed out during startup|GCS (may have|has) become overloaded")
 _RAY_ERROR = re.compile(r"<class 'ray\.exceptions.*?Message: (.*?)'>", re.DOTALL)
@@ -129,10 +129,17 @@ def _run_command(
 
 
 def follow(
-    link: SuperLink, command: list[str], log_file: Path, stream: Callable[[str], None]
+    link: SuperLink,
+    command: list[str],
+    log_file: Path,
+    stream: Callable[[str], None],
+    run_id: str | None = None,
 ) -> tuple[str, str]:
-    """Start the run and pass its log on until it ends; returns its id and why it crashed."""
-    run_id, crash = None, ""
+    """Start a run and pass its log on until it ends; returns its id and why it crashed.
+
+    With a ``run_id`` the command shows the log of that run, which was started before.
+    """
+    crash = ""
     said: deque[str] = deque(maxlen=20)
     with _process(link, command) as process, open_private(log_file) as log:
         for raw in process.stdout or ():
@@ -140,7 +147,7 @@ def follow(
             said.append(line)
             log.write(line + "\n")
             log.flush()
-            if run_id is None and (started := _STARTED.search(line)):
+            if run_id is None and (started := STARTED.search(line)):
                 run_id = started[1]
             if _RAY_TIMEOUT.search(line):
                 crash = RAY_TIMEOUT

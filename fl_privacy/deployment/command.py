@@ -95,7 +95,7 @@ def run(
 ) -> None:
     """Train on the nodes, the server recording every update, and follow to the end.
 
-    On Ctrl-C the run goes on; status shows it.
+    On Ctrl-C the run goes on; --resume follows it again.
     """
     from fl_privacy.cli import run_config
     from fl_privacy.deployment import runs
@@ -107,7 +107,11 @@ def run(
         with round_progress(verbose) as stream:
             folder = runs.run(deployment, name, changes, resume=resume, stream=stream)
     except KeyboardInterrupt:
-        typer.echo(f"The run goes on. See it: fl-privacy deploy status{_told(file)}", err=True)
+        typer.echo(
+            f"{name} goes on. Follow it: the same command with --resume; "
+            f"end it: fl-privacy deploy stop {name}{_told(file)}",
+            err=True,
+        )
         raise typer.Exit(130) from None
     typer.echo(f"Recorded in {folder}. Look at it: fl-privacy inspect {folder}")
     if audit:
@@ -115,6 +119,21 @@ def run(
             f"Each node's truth stays with it, in {deployment.path}/node-N/runs/{name}/truth; "
             f"whoever may audit copies it beside the recording."
         )
+
+
+@app.command(
+    epilog="""Examples:
+
+fl-privacy deploy stop first"""
+)
+def stop(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the run.")], file: File = DEFAULT
+) -> None:
+    """End a run; what it recorded stays, and --resume goes on with it."""
+    from fl_privacy.deployment import runs
+
+    going = runs.stop(_read(file), name)
+    typer.echo(f"Stopped {name}." if going else f"{name} is not going on.")
 
 
 @app.command(
@@ -183,8 +202,10 @@ def _processes(deployment: Deployment, found: list[Living]) -> Table:
 
 
 def _runs(known: list[dict[str, object]]) -> Table:
-    table = Table("run", "state", "elapsed", "why")
+    table = Table("run", "state", "seconds", "why")
     for one in known[:10]:
-        cells = (one.get(key) for key in ("run-id", "status", "elapsed", "status-details"))
-        table.add_row(*(printable(str(cell or "")) for cell in cells))
+        why = str(one.get("status-details", "")).replace("N/A", "")
+        seconds = str(one.get("elapsed", "")).partition(".")[0]
+        cells = (str(one.get("run-id")), str(one.get("status")), seconds, why)
+        table.add_row(*map(printable, cells))
     return table

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from fl_privacy.deployment.local import CONNECTION, ask, control
-from fl_privacy.deployment.topology import Deployment, DeploymentError
+from fl_privacy.deployment.topology import Deployment, DeploymentError, DeploymentFailure
 from fl_privacy.preflight import prepare
 from fl_privacy.run_folder import RunFolder, writable_run_folder
 from fl_privacy.settings import Scalar, parse_settings
-from fl_privacy.simulation import assemble_app, follow, require_completed, write_toml
+from fl_privacy.simulation import STARTED, assemble_app, follow, require_completed, write_toml
 
 FEWER = "num-server-rounds"
+FINISHED, COMPLETED = "finished", "finished:completed"
 
 
 def run(
@@ -29,7 +30,8 @@ def run(
     """Run the app on the deployment's nodes to its end; returns the run folder.
 
     ``changes`` override the table ``[run]``. A run to ``resume`` has as many rounds in all as
-    they say, and takes those that its last attempt left.
+    they say. One that is still going on, as after a SuperLink that came back, is followed; else
+    it takes the rounds that its last attempt left.
 
     Raises:
         ComponentError, RunFolderError, RecordingError: settings that do not go together, or
@@ -37,7 +39,11 @@ def run(
         DeploymentError: not a name of a folder, or nothing is left to run.
         DeploymentFailure, SimulationError: the SuperLink does not answer, or the run failed.
     """
-    folder = run_folder(deployment, name)
+    folder, link = run_folder(deployment, name), control(deployment)
+    if resume and (running := running_in(deployment, folder)):
+        _, crash = follow(link, ["flwr", "log", running, CONNECTION], folder.log, stream, running)
+        if _ended(deployment, running) == COMPLETED:
+            return folder.path
     config: dict[str, Scalar] = {"min-clients": len(deployment.nodes), **deployment.run, **changes}
     if resume:
         config |= {
@@ -49,15 +55,54 @@ def run(
         prepare(parse_settings(config), len(deployment.nodes), folder)
     ask(deployment, "supernode", "list")  # so that an absent SuperLink is told at once
     writable_run_folder(folder.path, resume=resume)
-    link = control(deployment)
     with tempfile.TemporaryDirectory(prefix="flp-") as temporary:
         app = assemble_app(Path(temporary) / "app")
         settings = write_toml(Path(temporary) / "run.toml", config)
         command = ["flwr", "run", str(app), CONNECTION, "--stream", "--run-config", str(settings)]
         run_id, crash = follow(link, command, folder.log, stream)
-    ask(deployment, "list", "--run-id", run_id)
+    _ended(deployment, run_id)
     require_completed(link, run_id, crash, folder.log)
     return folder.path
+
+
+def stop(deployment: Deployment, name: str) -> bool:
+    """End a run that is going on; returns whether it was. What it recorded stays.
+
+    Raises:
+        DeploymentError, DeploymentFailure: no name of a run, or the SuperLink does not answer.
+    """
+    running = running_in(deployment, run_folder(deployment, name))
+    if running:
+        ask(deployment, "stop", running)
+    return running is not None
+
+
+def running_in(deployment: Deployment, folder: RunFolder) -> str | None:
+    """Id of the run that writes into a folder now, by what its log says and the SuperLink knows."""
+    if not folder.log.exists():
+        return None
+    told = STARTED.findall(folder.log.read_text(encoding="utf-8", errors="replace"))
+    known = {str(one["run-id"]): str(one["status"]) for one in runs(deployment)}
+    going = [one for one in told if not known.get(one, FINISHED).startswith(FINISHED)]
+    return going[-1] if going else None
+
+
+def _ended(deployment: Deployment, run_id: str) -> str:
+    """How a run that was followed ended.
+
+    Raises:
+        DeploymentFailure: nobody knows, as the SuperLink is gone or the run goes on.
+    """
+    try:
+        status = str(ask(deployment, "list", "--run-id", run_id)["runs"][0]["status"])
+    except DeploymentFailure:
+        status = "unknown, as the SuperLink does not answer"
+    if not status.startswith(FINISHED):
+        raise DeploymentFailure(
+            f"run {run_id} was followed no longer; its state is {status}. Once fl-privacy deploy "
+            f"up has brought back what ended, the same command with --resume goes on"
+        )
+    return status
 
 
 def run_folder(deployment: Deployment, name: str) -> RunFolder:

@@ -1,0 +1,149 @@
+"""A deployment file, and the commands it comes to."""
+
+from __future__ import annotations
+
+import socket
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from flwr.common.config import parse_config_args
+from flwr.supercore.cli.flower_superexec import _parse_args as superexec_parser
+from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink as superlink_parser
+from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode as supernode_parser
+
+from fl_privacy.component import ComponentError
+from fl_privacy.deployment.local import taken_ports
+from fl_privacy.deployment.roles import Role, roles
+from fl_privacy.deployment.topology import (
+    Deployment,
+    DeploymentError,
+    read_deployment,
+    write_example,
+)
+from fl_privacy.settings import parse_settings
+from fl_privacy.simulation import write_toml
+
+PARSERS: dict[str, Callable[[], ArgumentParser]] = {
+    "flower-superlink": superlink_parser,
+    "flower-supernode": supernode_parser,
+    "flower-superexec": superexec_parser,
+}
+TWO = "[[nodes]]\n[[nodes]]\n"
+
+
+def read(folder: Path, text: str) -> Deployment:
+    (folder / "deployment.toml").write_text(text)
+    return read_deployment(folder / "deployment.toml")
+
+
+def arguments(role: Role) -> Namespace:
+    return PARSERS[role.command[0]]().parse_args(role.command[1:])
+
+
+def test_the_example_is_a_deployment_and_its_comments_are_settings(tmp_path: Path) -> None:
+    file = tmp_path / "deployment.toml"
+    write_example(file, nodes=3)
+    found = read_deployment(file)
+    assert len(found.nodes) == 3
+    assert found.path == tmp_path / "deployed"
+    assert parse_settings(found.run).min_clients == 3
+    defaults = Deployment.model_validate({"nodes": [{}]})
+    assert found.ports == defaults.ports
+    text = file.read_text().replace("# dataset", "dataset").replace("# client-", "client-")
+    node = read(tmp_path, text).nodes[2]
+    assert node.dataset
+    assert node.settings == {"client-defense": "gaussian_noise(scale=0.1)"}
+    with pytest.raises(DeploymentError, match="not overwritten"):
+        write_example(file, nodes=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[nodes]\n", "expected a TOML file"),
+        ("", "nodes is required"),
+        ("nodes = []\n", "nodes"),
+        ("folder = ''\n" + TWO, "folder"),
+        ("names = ['no name']\n" + TWO, "no name"),
+        ("[ports]\nfleet = 8000\n" + TWO, "ports: each once, got 8000, 8000, 9094, 9095"),
+        ("[ports]\nruntime = 65535\n" + TWO, "node 1 would listen on 65536"),
+        ("[ports]\nhealth = 1\n" + TWO, "no setting 'ports.health'"),
+        ("[run]\nout-dir = '/x'\n" + TWO, "out-dir is not set here: the name given"),
+        ("[run]\nclient-defense = 'x'\n" + TWO, "a node says its own"),
+        ("[run]\nrounds = 3\n" + TWO, "no setting 'rounds'"),
+        ("[[nodes]]\nclient-defence = 'x'\n", "no setting 'client-defence'"),
+        ("[[nodes]]\nclient-audit-dir = '/x'\n", "client-audit-dir is not set here"),
+        ("[[nodes]]\nlr = 0.1\n", "no setting 'nodes.0.lr'"),
+    ],
+)
+def test_what_a_file_may_not_say(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises((DeploymentError, ComponentError)) as caught:
+        read(tmp_path, text)
+    assert message in str(caught.value)
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(DeploymentError, match="fl-privacy deploy init"):
+        read_deployment(tmp_path / "deployment.toml")
+
+
+def test_no_link_is_in_plain_text_and_only_the_fleet_leaves_loopback(tmp_path: Path) -> None:
+    found = read(tmp_path, "listen = '0.0.0.0'\n" + TWO)
+    every = roles(found)
+    assert len(every) == 6
+    for role in every:
+        given = arguments(role)
+        assert not given.insecure
+        assert given.superexec_auth_secret_file
+        assert getattr(given, "host", "127.0.0.1") == "127.0.0.1"
+        if hasattr(given, "root_certificates"):
+            assert given.root_certificates.endswith("certs/ca.crt")
+        if hasattr(given, "ssl_certfile"):
+            assert given.ssl_certfile
+            assert given.ssl_keyfile
+    link = arguments(every[0])
+    assert link.enable_supernode_auth
+    assert link.isolation == "process"
+    assert link.fleet_api_address == "0.0.0.0:9092"
+    assert every[0].listens == (("127.0.0.1", 8000), ("0.0.0.0", 9092))
+
+
+def test_each_superexec_shares_port_and_secret_with_one_holder_of_keys(tmp_path: Path) -> None:
+    every = {role.name: arguments(role) for role in roles(read(tmp_path, TWO))}
+    for app, holder in (
+        ("serverapp", "superlink"),
+        ("clientapp-0", "supernode-0"),
+        ("clientapp-1", "supernode-1"),
+    ):
+        assert every[app].runtime_api_address == f"127.0.0.1:{every[holder].port}"
+        assert every[app].superexec_auth_secret_file == every[holder].superexec_auth_secret_file
+    assert len({one.superexec_auth_secret_file for one in every.values()}) == 3
+
+
+def test_a_node_is_told_its_share_its_folders_and_its_own_settings(tmp_path: Path) -> None:
+    text = '[[nodes]]\nclient_defense = "top_k(share=0.1)"\n[[nodes]]\ndataset = "npz(path=\'/d\')"'
+    found = read(tmp_path, text)
+    told = write_toml(tmp_path / "node.toml", found.node_config(0))
+    assert parse_config_args([str(told)]) == {
+        "partition-id": 0,
+        "num-partitions": 2,
+        "client-audit-dir": str(tmp_path / "deployed/node-0/runs"),
+        "client-state-dir": str(tmp_path / "deployed/node-0/state"),
+        "client-defense": "top_k(share=0.1)",
+    }
+    assert found.node_config(1)["client-dataset"] == "npz(path='/d')"
+    for node in (0, 1):
+        own = found.node_config(node).items()
+        parse_settings({k: v for k, v in own if k.startswith("client-")})
+
+
+def test_a_port_that_is_taken_is_named_with_who_wanted_it(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        found = read(tmp_path, f"[ports]\nfleet = {port}\n" + TWO)
+        said = list(taken_ports(list(roles(found))))
+    assert [text for text in said if f"superlink cannot listen on 127.0.0.1:{port}" in text]
