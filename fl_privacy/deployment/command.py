@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     help="A real federation on this machine: SuperLink and SuperNodes over gRPC with TLS and keys.",
-    epilog="Start with: fl-privacy deploy init, then up, run first, status, down",
+    epilog="""Examples:
+
+fl-privacy deploy init
+
+fl-privacy deploy up
+
+fl-privacy deploy run first --audit
+
+fl-privacy deploy status
+
+fl-privacy deploy down""",
 )
 
 File = Annotated[
