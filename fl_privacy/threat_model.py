@@ -110,7 +110,13 @@ class ThreatModel(Component):
         reader = ExchangeReader(recording, network, training)
         wanted = parse_rounds(rounds)
         entries = list(recording.entries())
-        exchanges = [reader.exchange(e) for e in entries if wanted(e.round)]
+        kept_out = {(r.attempt, r.n) for r in recording.refusals()}
+        summed = self.unit == "aggregate"  # of which the server's screening kept some out
+        exchanges = [
+            reader.exchange(e)
+            for e in entries
+            if wanted(e.round) and not (summed and (e.attempt, e.n) in kept_out)
+        ]
         check_runs(network, task)
         own = {(e.attempt, e.round): e.update for e in exchanges if e.node == self.own_node}
         targets = link([e for e in exchanges if e.node != self.own_node], self.unit)

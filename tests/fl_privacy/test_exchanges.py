@@ -10,6 +10,7 @@ import torch
 from adversaries.baseline import Baseline
 from adversaries.gradient_similarity import GradientSimilarity
 from fl_privacy.recording import Layout, Manifest, Recording, RecordingError, RecordingWriter
+from fl_privacy.recording_refusals import Refusal, file_of
 from fl_privacy.testing import toy_model
 from fl_privacy.testing.toys import TASK, TRAINING
 from fl_privacy.threat_model import ThreatModel
@@ -98,6 +99,20 @@ def test_the_aggregate_with_an_odd_reply_fails_with_its_reason(tmp_path: Path) -
     (result,) = GradientSimilarity(iterations=2).attack([mean], seed=0, device=CPU)
     assert isinstance(result, Failure)
     assert "does not fit the model" in result.reason
+
+
+def test_the_aggregate_is_without_what_the_server_kept_out_of_it(tmp_path: Path) -> None:
+    observed(tmp_path, {"evil": np.zeros(3)})
+    path = tmp_path / "recording"
+    evil = next(entry for entry in Recording(path).entries() if entry.node == "1")
+    refusal = Refusal(attempt=1, round=1, n=evil.n, node="1", reason="it does not fit")
+    name, data = file_of([refusal])
+    (path / name).parent.mkdir()
+    (path / name).write_bytes(data)
+    (mean,) = ThreatModel(unit="aggregate").observe(Recording(path), model=toy_model)
+    assert mean.exchanges[0].node == "0+2"
+    single = ThreatModel().observe(Recording(path), model=toy_model)
+    assert len(single) == 3, "who sees each reply sees that one, too"
 
 
 def test_the_adversarys_own_node_is_no_target_and_its_update_is_known(tmp_path: Path) -> None:
