@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from logging import getLogger
 from typing import Literal, NamedTuple
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fl_privacy.claims import MOST_EXAMPLES
 from fl_privacy.printable import plain
+from fl_privacy.recording_refusals import REASON_CHARACTERS
 from strategies.decoding import Decoding
 from strategies.recorder import NUM_EXAMPLES_KEYS, arrays_of
 from strategies.reply_rules import (
@@ -70,7 +72,8 @@ class Screening(StrategyWrapper):
     business of robust strategies.
 
     A reply that is refused is left out, not turned into an error: Flower's DP wrappers
-    aggregate nothing when there is one error. Error replies pass.
+    aggregate nothing when there is one error. Error replies pass, their reason on one line and
+    without control characters, as Flower logs it.
 
     Args:
         strategy: any Flower strategy or wrapper that averages tensors.
@@ -147,7 +150,7 @@ class Screening(StrategyWrapper):
                 refusal.node,
                 refusal.reason,
             )
-        kept = [reply for reply, flaw in zip(replies, flaws, strict=True) if not flaw]
+        kept = [speakable(r) for r, flaw in zip(replies, flaws, strict=True) if not flaw]
         self._asked, self._sent = [], {}
         if self.refusals and (self.policy == "fail" or all(r.has_error() for r in kept)):
             raise ScreeningError(self._why(round, len(kept), len(replies)))
@@ -234,3 +237,13 @@ class Screening(StrategyWrapper):
             odd if form not in (None, most) else flaw
             for form, flaw in zip(forms, flaws, strict=True)
         ]
+
+
+def speakable(reply: Message) -> Message:
+    """An error reply whose reason may be logged; any other reply as it is."""
+    if not reply.has_error():
+        return reply
+    reason = " ".join(plain(reply.error.reason or "").split())[:REASON_CHARACTERS]
+    told = copy(reply)
+    told.error = Error(reply.error.code, reason)
+    return told

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
+from logging import getLogger
 from pathlib import Path
 
 import flwr.serverapp.strategy as flower
@@ -383,6 +384,27 @@ def test_errors_of_clients_pass_and_are_nothing_to_aggregate() -> None:
     screening = Screening(seen)
     run(screening, changed(lambda reply: None), nodes=NODES, rounds=1)
     assert len(seen.replies) == N
+
+
+def test_what_a_client_reports_as_an_error_forges_no_line_of_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(getLogger("flwr"), "propagate", True)
+    forged = "no\x1b[31m data\nINFO: round 1 is fine\r" + 4000 * "x"
+
+    def client(content: RecordDict, node: int) -> RecordDict:
+        if node == NODES[0]:
+            raise ClientError(forged)
+        return honest(content, node)
+
+    with caplog.at_level("INFO", logger="flwr"):
+        run(Screening(FedAvg()), client, rounds=1)
+    said = [r.getMessage() for r in caplog.records if "error in reply" in r.getMessage()]
+    assert said
+    for line in said:
+        assert "no[31m data INFO: round 1 is fine x" in line
+        assert line.removeprefix("\t").isprintable()
+        assert len(line) < 400
 
 
 def test_a_client_counts_once_a_round() -> None:
