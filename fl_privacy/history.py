@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from fl_privacy.recording_store import write_atomically
@@ -32,7 +34,13 @@ def begin_attempt(path: Path, attempt: int) -> None:
 
 
 def add_round(path: Path, attempt: int, round: int, scores: Mapping[str, float]) -> None:
-    """Append the ``scores`` of the global model after a round."""
+    """Append the ``scores`` of the global model after a round, as a whole line or not at all."""
     line = json.dumps({"attempt": attempt, "round": round, **scores})
-    with open_private(path) as file:
-        file.write(f"{line}\n")
+    whole = path.stat().st_size if path.exists() else 0
+    try:
+        with open_private(path) as file:
+            file.write(f"{line}\n")
+    except OSError:
+        with suppress(OSError):
+            os.truncate(path, whole)
+        raise

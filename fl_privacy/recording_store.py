@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,14 @@ from fl_privacy.recording_format import RecordingError
 
 TEMPORARY = ".tmp"
 SYNCS = 8
+
+
+class TornLineError(RecordingError):
+    """A line of the index was written in part, and could not be taken off."""
+
+
+class BudgetError(RecordingError):
+    """The recording has reached the size that it may have."""
 
 
 class Store(Protocol):
@@ -43,6 +51,9 @@ class Store(Protocol):
 
     def remove(self, path: str) -> None: ...
 
+    def size(self) -> int:
+        """Bytes of all files."""
+
 
 def open_store(location: str | Path) -> Store:
     """The store behind a local path or a URL such as ``s3://bucket/run``."""
@@ -65,18 +76,25 @@ def write_atomically(files: Iterable[tuple[Path, bytes]]) -> None:
 
     Temporary files, fsync, rename, fsync of the folders; a group costs little more than one
     file, because syncs that run at the same time share the disk's work. Each file is as a
-    whole or not at all; the next one's bytes are asked for when one is written.
+    whole or not at all; the next one's bytes are asked for when one is written. What fails
+    leaves no temporary files, which would keep a full disk full.
     """
     moves: list[tuple[Path, Path]] = []
     folders: set[Path] = set()
-    for path, data in files:
-        folders |= {path.parent, *_make_folder(path.parent)}
-        temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-        _write(temporary, data, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        moves.append((temporary, path))
-    _sync([temporary for temporary, _ in moves])
-    for temporary, path in moves:
-        temporary.replace(path)
+    try:
+        for path, data in files:
+            folders |= {path.parent, *_make_folder(path.parent)}
+            temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+            moves.append((temporary, path))
+            _write(temporary, data, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        _sync([temporary for temporary, _ in moves])
+        for temporary, path in moves:
+            temporary.replace(path)
+    except BaseException:
+        for temporary, _ in moves:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        raise
     _sync(list(folders))
 
 
@@ -97,6 +115,16 @@ def _write(path: Path, data: bytes, flags: int) -> None:
             view = view[os.write(descriptor, view) :]
     finally:
         os.close(descriptor)
+
+
+def _cut(path: Path, size: int) -> bool:
+    """Take off what an append that failed has left; returns whether none is left."""
+    try:
+        if path.exists():
+            os.truncate(path, size)
+    except OSError:
+        return False
+    return True
 
 
 def _sync(paths: Sequence[Path]) -> None:
@@ -154,13 +182,16 @@ class LocalStore:
             raise self._unwritable(error) from error
 
     def append(self, path: str, lines: bytes) -> None:
-        target = self.root / path
+        target, whole = self.root / path, 0
         try:
             changed = set() if target.exists() else {target.parent, *_make_folder(target.parent)}
+            whole = 0 if changed else target.stat().st_size
             _write(target, lines, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             _sync([target, *changed])
         except OSError as error:
-            raise self._unwritable(error, path) from error
+            if _cut(target, whole):
+                raise self._unwritable(error, path) from error
+            raise TornLineError(str(self._unwritable(error, path))) from error
 
     def flush(self) -> None:
         """Every line is on disk already."""
@@ -192,11 +223,53 @@ class LocalStore:
     def remove(self, path: str) -> None:
         (self.root / path).unlink(missing_ok=True)
 
+    def size(self) -> int:
+        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+
     def _unwritable(self, error: OSError, path: str = "") -> RecordingError:
         return RecordingError(
             f"{error.filename or self.root / path}: cannot be written ({error.strerror}); choose a "
             f"folder that is writable and has room"
         )
+
+
+class Budgeted:
+    """A store whose files may take ``budget`` bytes in all; lines of the index always fit.
+
+    The lines say what is missing, in at most half a kilobyte a reply.
+    """
+
+    def __init__(self, store: Store, budget: int) -> None:
+        self.store = store
+        self.budget = budget
+        self.used = store.size()
+        self.where, self.exists, self.names = store.where, store.exists, store.names
+        self.read, self.flush, self.remove = store.read, store.flush, store.remove
+        self.size = store.size
+
+    def put(self, files: Iterable[tuple[str, bytes]]) -> None:
+        """Write files, all of them or, beyond the budget, none.
+
+        Raises:
+            BudgetError: they do not fit any more.
+        """
+        told: list[int] = []
+
+        def counted() -> Iterator[tuple[str, bytes]]:
+            for path, data in files:
+                told.append(len(data))
+                if self.used + sum(told) > self.budget:
+                    raise BudgetError(
+                        f"the {self.budget:,} bytes that the recording may take are used up"
+                    )
+                yield path, data
+
+        self.store.put(counted())
+        self.used += sum(told)
+
+    def append(self, path: str, lines: bytes) -> None:
+        self.store.append(path, lines)
+        self.used += len(lines)
 
 
 class RemoteStore:
@@ -250,6 +323,14 @@ class RemoteStore:
     def flush(self) -> None:
         if self.open_path:
             self.put([(self.open_path, bytes(self.open_lines))])
+
+    def size(self) -> int:
+        try:
+            return int(self.filesystem.du(self.root))
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise RecordingError(f"{self.where()}: {error}") from error
 
     def remove(self, path: str) -> None:
         if self.exists(path):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import chain
+from logging import getLogger
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Self
 
+from fl_privacy.printable import plain
 from fl_privacy.recording_format import (
     LINES_PER_SEGMENT,
     MANIFEST,
@@ -36,21 +40,40 @@ from fl_privacy.recording_index import (
 )
 from fl_privacy.recording_opening import check_same, create, recover
 from fl_privacy.recording_refusals import Refusal, file_of
-from fl_privacy.recording_store import LocalStore, Store, open_store
+from fl_privacy.recording_store import (
+    Budgeted,
+    BudgetError,
+    LocalStore,
+    Store,
+    TornLineError,
+    open_store,
+)
 
 WAITING_BYTES = 64 * 2**20
 LOST = "error: lost, the recording was interrupted"
+MISSED = "error: not recorded"
+UNSENT = "what was sent to it could not be stored"
 
 
 class RecordingWriter:
     """The one writer of a recording; made by `RecordingWriter.open`.
 
     Memory does not grow with the number of rounds. Safe to call from several threads.
+
+    A ``patient`` one goes on where there is no room, or none is left in its budget: replies that
+    it could not store are listed as failures, `MISSED` and the reason, as soon as lines can be
+    written.
     """
 
-    def __init__(self, store: Store, attempt: int, segment: int, lines: int) -> None:
+    def __init__(
+        self, store: Store, attempt: int, segment: int, lines: int, *, patient: bool = False
+    ) -> None:
         self.attempt = attempt
         self._store = store
+        self._patient = patient
+        self._complaint = ""
+        self._unlisted: list[Entry] = []
+        self._unsent: set[str] = set()
         self._segment = segment
         self._lines = lines
         self._n = 0
@@ -62,7 +85,13 @@ class RecordingWriter:
 
     @classmethod
     def open(
-        cls, location: str | Path, manifest: Manifest, *, resume: bool = False
+        cls,
+        location: str | Path,
+        manifest: Manifest,
+        *,
+        resume: bool = False,
+        patient: bool = False,
+        budget: int = 0,
     ) -> RecordingWriter:
         """Create a recording, or resume one as a new attempt (which keeps its manifest).
 
@@ -71,6 +100,8 @@ class RecordingWriter:
                 never got a reply.
             manifest: what is recorded.
             resume: continue an existing recording of the same model, data and training.
+            patient: go on without what cannot be stored.
+            budget: bytes that the recording may take in all; 0 for any number.
 
         Raises:
             RecordingError: relative or unwritable folder, a folder of something else, an
@@ -86,7 +117,9 @@ class RecordingWriter:
                 check_same(store, manifest)
             else:
                 create(store, manifest)
-            writer = cls(store, *recover(store))
+            place = recover(store)
+            bounded = Budgeted(store, budget) if budget else store
+            writer = cls(bounded, *place, patient=patient)
             writer._adopt()
             writer._owned = owned.pop_all()
         return writer
@@ -97,17 +130,25 @@ class RecordingWriter:
         They go to disk together with the first replies to them, and never after.
 
         Returns:
-            The digests of the schema and of the stored file.
+            The digests of the schema and of the stored file; of a patient writer also where
+            they could not be stored, and then replies to them are not stored either.
         """
         with self._writing():
-            schema = self._put_schema(arrays, layout)
+            described = Schema.of(arrays, layout).model_dump_json().encode()
+            schema = digest(described)
             data = encode(arrays, {"schema": schema})
             sha = digest(data)
             path = f"globals/{sha}.safetensors"
-            if path not in self._waiting and not self._store.exists(path):
-                self._waiting[path] = data
-                if sum(map(len, self._waiting.values())) > WAITING_BYTES:
-                    self._put([])
+            try:
+                self._put_schema(arrays, layout)
+                if path not in self._waiting and not self._store.exists(path):
+                    self._waiting[path] = data
+                    if sum(map(len, self._waiting.values())) > WAITING_BYTES:
+                        self._put([])
+                self._unsent.discard(sha)
+            except RecordingError as error:
+                self._go_on_without(error)
+                self._unsent.add(sha)
             return schema, sha
 
     def append(
@@ -151,29 +192,44 @@ class RecordingWriter:
                 later call is refused, and resuming lists what was stored.
         """
         with self._writing():
+            self._list([])
             entries: list[Entry] = []
-            self._put(self._files(replies, entries))
+            asked: list[Reply] = []
+            coming = self._asked(replies, asked)
+            first = self._n + len(self._unlisted)
+            try:
+                if self._unlisted:  # what is stored now could not be listed either
+                    raise RecordingError(self._complaint)
+                self._put(self._files(coming, entries))
+            except RecordingError as error:
+                self._go_on_without(error)
+                deque(coming, maxlen=0)
+                entries = [
+                    self._entry(n, _missed(reply, str(error)))
+                    for n, reply in enumerate(asked, start=first)
+                ]
             self._list(entries)
             return entries
 
     def end_round(self, round: int) -> None:
         """Make the round's index lines visible on an object store."""
         with self._writing():
-            self._put([])
-            self._store.flush()
+            self._finish()
 
     def put_refusals(self, refusals: Iterable[Refusal]) -> None:
         """Store which replies of a round were kept out of the aggregate; nothing, if none was."""
         if refused := list(refusals):
             with self._writing():
-                self._store.put([file_of(refused)])
+                try:
+                    self._store.put([file_of(refused)])
+                except RecordingError as error:
+                    self._go_on_without(error)
 
     def close(self) -> None:
         """Flush and let another writer in."""
         with self._lock, self._owned:
             if not self._broken:
-                self._put([])
-                self._store.flush()
+                self._finish()
 
     def __enter__(self) -> Self:
         return self
@@ -195,6 +251,33 @@ class RecordingWriter:
                 )
             yield
 
+    def _finish(self) -> None:
+        """Write what waits, and the lines that could not be written before."""
+        try:
+            self._put([])
+            self._list([])
+            self._store.flush()
+        except RecordingError as error:
+            self._go_on_without(error)
+
+    def _go_on_without(self, error: RecordingError) -> None:
+        """Say what was not stored, and forget what waited for it; an impatient writer raises."""
+        if not (self._patient or isinstance(error, BudgetError)):
+            raise error
+        if str(error) != self._complaint:
+            self._complaint = str(error)
+            getLogger("flwr").warning("training goes on unrecorded: %s", plain(str(error)))
+        self._unsent |= {Path(path).stem for path in self._waiting}
+        self._waiting = {}
+
+    def _asked(self, replies: Iterable[Reply], seen: list[Reply]) -> Iterator[Reply]:
+        """Replies, noted without arrays; to what could not be stored, passed on without, too."""
+        for reply in replies:
+            if reply.arrays is not None and reply.global_digest in self._unsent:
+                reply = _missed(reply, UNSENT)
+            seen.append(replace(reply, arrays=None))
+            yield reply
+
     def _put_schema(self, arrays: Arrays, layout: Layout) -> str:
         """Nearly every reply has the schema of the one before."""
         key = (layout, [(name, array.shape, array.dtype.name) for name, array in arrays.items()])
@@ -212,23 +295,26 @@ class RecordingWriter:
 
     def _files(self, replies: Iterable[Reply], entries: list[Entry]) -> Iterator[tuple[str, bytes]]:
         """The update file of each reply that has one; fills in ``entries`` on the way."""
-        for n, reply in enumerate(replies, start=self._n):
-            entry = Entry(
-                attempt=self.attempt,
-                round=reply.round,
-                node=reply.node,
-                n=n,
-                global_digest=reply.global_digest,
-                num_examples=reply.num_examples,
-                status=reply.status,
-                payload=reply.payload,
-            )
+        for n, reply in enumerate(replies, start=self._n + len(self._unlisted)):
+            entry = self._entry(n, reply)
             line_of(entry)  # refuses what cannot be listed before it is stored
             if reply.arrays is not None:
                 schema = reply.schema_digest or self._put_schema(reply.arrays, reply.layout)
                 entry, data = self._update(entry, reply.arrays, schema)
                 yield entry.file, data
             entries.append(entry)
+
+    def _entry(self, n: int, reply: Reply) -> Entry:
+        return Entry(
+            attempt=self.attempt,
+            round=reply.round,
+            node=reply.node,
+            n=n,
+            global_digest=reply.global_digest,
+            num_examples=reply.num_examples,
+            status=reply.status,
+            payload=reply.payload,
+        )
 
     def _update(self, entry: Entry, arrays: Arrays, schema: str) -> tuple[Entry, bytes]:
         path = f"updates/{entry.attempt}/{entry.round}/{entry.n}.safetensors"
@@ -238,6 +324,8 @@ class RecordingWriter:
         return entry.model_copy(update={"bytes": len(data), "sha256": digest(data)}), data
 
     def _list(self, entries: Sequence[Entry]) -> None:
+        """Write the lines of entries, after those that could not be written before."""
+        entries, self._unlisted = [*self._unlisted, *entries], []
         while entries:
             if self._lines == LINES_PER_SEGMENT:
                 self._segment, self._lines = self._segment + 1, 0
@@ -245,9 +333,16 @@ class RecordingWriter:
             path = f"index/{segment_name(self._segment)}"
             try:
                 self._store.append(path, b"".join(line_of(entry) for entry in fitting))
-            except RecordingError as error:
-                self._broken = str(error)  # the file may end in half a line
+            except TornLineError as error:
+                self._broken = str(error)  # the file ends in half a line
                 raise
+            except RecordingError as error:
+                if not self._patient:
+                    self._broken = str(error)
+                    raise
+                self._unlisted = list(entries)
+                self._go_on_without(error)
+                return
             self._lines += len(fitting)
             self._n = fitting[-1].n + 1
             entries = entries[len(fitting) :]
@@ -275,3 +370,9 @@ class RecordingWriter:
             self._list([*lost, entry])
         self._store.flush()
         self._n = 0
+
+
+def _missed(reply: Reply, reason: str) -> Reply:
+    """A reply of which nothing but this is kept."""
+    status = f"{MISSED}: {reason}" if reply.status == "ok" else reply.status
+    return replace(reply, arrays=None, global_digest="", status=status)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from logging import getLogger
 from typing import cast
 
@@ -22,7 +23,7 @@ from fl_privacy.component import create
 from fl_privacy.history import add_round, begin_attempt
 from fl_privacy.protocols import Dataset, Model
 from fl_privacy.recording import RecordingWriter
-from fl_privacy.run_folder import RunFolder, writable_run_folder
+from fl_privacy.run_folder import RunFolder, RunFolderError, writable_run_folder
 from fl_privacy.run_manifest import manifest_of
 from fl_privacy.seeding import generator
 from fl_privacy.settings import RunSettings, parse_settings
@@ -57,7 +58,14 @@ def main(grid: Grid, context: Context) -> None:
     refuse_statistics(settings.dp_strategy, (name for name, _ in model.named_buffers()))
     inner = server_strategy(settings)
     manifest = manifest_of(settings, task)
-    with RecordingWriter.open(folder.recording, manifest, resume=settings.resume) as writer:
+    patient = settings.record_failures == "go-on"
+    with RecordingWriter.open(
+        folder.recording,
+        manifest,
+        resume=settings.resume,
+        patient=patient,
+        budget=settings.record_bytes,
+    ) as writer:
         if settings.resume:
             load_last_model(model, folder)
         else:
@@ -77,7 +85,12 @@ def main(grid: Grid, context: Context) -> None:
             timeout=settings.round_seconds,
             train_config=ConfigRecord({"attempt": writer.attempt, **normalization(task)}),
             evaluate_fn=evaluation(
-                model, dataset.task(), scored_samples(dataset, settings), folder, writer.attempt
+                model,
+                task,
+                scored_samples(dataset, settings),
+                folder,
+                writer.attempt,
+                patient=patient,
             ),
         )
 
@@ -116,27 +129,44 @@ def scored_samples(dataset: Dataset, settings: RunSettings) -> Samples:
 
 
 def evaluation(
-    model: nn.Module, task: Task, samples: Samples, folder: RunFolder, attempt: int
+    model: nn.Module,
+    task: Task,
+    samples: Samples,
+    folder: RunFolder,
+    attempt: int,
+    *,
+    patient: bool = False,
 ) -> Callable[[int, ArrayRecord], MetricRecord]:
     """A function for Flower that keeps the global model, scores it and appends to the history.
 
     One JSON line a round: attempt, round, accuracy, loss, n (test samples), and seconds
-    since this function was made.
+    since this function was made. A ``patient`` one goes on where there is no room for them.
     """
     start = time.perf_counter()
     begin_attempt(folder.history, attempt)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    @contextmanager
+    def going_on() -> Iterator[None]:
+        try:
+            yield
+        except (RunFolderError, OSError) as error:
+            if not patient:
+                raise
+            getLogger("flwr").warning("training goes on, its model is not kept: %s", error)
+
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         if server_round == 0:
             getLogger("flwr").info("Evaluating the initial model: %s test samples", len(samples))
         state = arrays.to_torch_state_dict()
-        save_model(folder.model, state, attempt=attempt, round=server_round)
+        with going_on():
+            save_model(folder.model, state, attempt=attempt, round=server_round)
         model.load_state_dict(state)
         loss, accuracy = evaluate_model(model, task, samples, device=device)
         seconds = round(time.perf_counter() - start, 4)
         score = {"accuracy": accuracy, "loss": loss, "n": len(samples), "seconds": seconds}
-        add_round(folder.history, attempt, server_round, score)
+        with going_on():
+            add_round(folder.history, attempt, server_round, score)
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
     return evaluate

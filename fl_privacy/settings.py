@@ -89,6 +89,13 @@ class RunSettings(BaseModel):
     record_clients: Annotated[
         int, Recorded(ge=0, description="clients a round to record; 0: all")
     ] = 0
+    record_bytes: Annotated[
+        int, Recorded(ge=0, description="bytes that the recording may take in all; 0: any number")
+    ] = 0
+    record_failures: Annotated[
+        Literal["fail", "go-on"],
+        Recorded(description="where the disk is full, end the run, or train on unrecorded"),
+    ] = "fail"
     sorted_replies: Annotated[
         bool, Recorded(description="aggregate in partition order, for reproducible sums")
     ] = True

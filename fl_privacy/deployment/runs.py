@@ -44,7 +44,8 @@ def run(
         _, crash = follow(link, ["flwr", "log", running, CONNECTION], folder.log, stream, running)
         if _ended(deployment, running) == COMPLETED:
             return folder.path
-    config: dict[str, Scalar] = {"min-clients": len(deployment.nodes), **deployment.run, **changes}
+    config: dict[str, Scalar] = {"min-clients": len(deployment.nodes), "record-failures": "go-on"}
+    config |= {**deployment.run, **changes}
     if resume:
         config |= {
             "resume": True,
