@@ -52,7 +52,6 @@ from fl_privacy.recording_store import (
 WAITING_BYTES = 64 * 2**20
 LOST = "error: lost, the recording was interrupted"
 MISSED = "error: not recorded"
-UNSENT = "what was sent to it could not be stored"
 
 
 class RecordingWriter:
@@ -274,7 +273,7 @@ class RecordingWriter:
         """Replies, noted without arrays; to what could not be stored, passed on without, too."""
         for reply in replies:
             if reply.arrays is not None and reply.global_digest in self._unsent:
-                reply = _missed(reply, UNSENT)
+                reply = _missed(reply, self._complaint)
             seen.append(replace(reply, arrays=None))
             yield reply
 
