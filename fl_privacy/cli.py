@@ -195,7 +195,9 @@ def simulate(
             total_gpus=total_gpus,
             stream=stream,
         )
-    typer.echo(f"Recorded in {out}. Look at it: fl-privacy inspect {out}")
+    from fl_privacy.inspection import recorded
+
+    typer.echo(recorded(out))
 
 
 def run_config(options: dict[str, Scalar | None], pairs: list[str]) -> dict[str, Scalar]:

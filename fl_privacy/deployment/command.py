@@ -109,6 +109,7 @@ def run(
     """
     from fl_privacy.cli import run_config
     from fl_privacy.deployment import runs
+    from fl_privacy.inspection import recorded
     from fl_privacy.round_progress import round_progress
 
     deployment = _read(file)
@@ -123,7 +124,7 @@ def run(
             err=True,
         )
         raise typer.Exit(130) from None
-    typer.echo(f"Recorded in {folder}. Look at it: fl-privacy inspect {folder}")
+    typer.echo(recorded(folder))
     if audit:
         typer.echo(
             f"Each node's truth stays with it, in {deployment.path}/node-N/runs/{name}/truth; "

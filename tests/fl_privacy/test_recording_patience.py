@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fl_privacy import recording_store
+from fl_privacy.inspection import recorded
 from fl_privacy.recording import Entry, Recording, RecordingError, RecordingWriter, Reply
 from fl_privacy.recording_refusals import Refusal
 from fl_privacy.recording_writer import MISSED
@@ -174,6 +175,17 @@ def test_a_budget_stops_the_recording_and_not_training(
         assert not any(entry.ok for entry in write_round(writer, 1)), "it counts what is there"
     with RecordingWriter.open(root, MANIFEST, resume=True, budget=10 * budget) as writer:
         assert all(entry.ok for entry in write_round(writer, 1))
+
+
+def test_the_end_of_a_run_tells_what_is_missing_and_why(tmp_path: Path, disk: Disk) -> None:
+    with RecordingWriter.open(tmp_path / "recording", MANIFEST, patient=True) as writer:
+        write_round(writer, 1)
+        assert recorded(tmp_path).startswith(f"Recorded in {tmp_path}.")
+        disk.full = ("updates",)
+        write_round(writer, 2)
+        disk.full = ()
+    assert recorded(tmp_path).startswith("3 of 6 replies are not recorded: ")
+    assert "No space left on device" in recorded(tmp_path)
 
 
 def test_an_impatient_one_says_what_is_wrong(tmp_path: Path, disk: Disk) -> None:
