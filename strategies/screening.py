@@ -15,7 +15,6 @@ from flwr.serverapp.strategy import Strategy
 
 from fl_privacy.claims import MOST_EXAMPLES
 from fl_privacy.printable import plain
-from fl_privacy.recording_refusals import REASON_CHARACTERS
 from strategies.decoding import Decoding
 from strategies.recorder import NUM_EXAMPLES_KEYS, arrays_of
 from strategies.reply_rules import (
@@ -56,6 +55,10 @@ class Sent(NamedTuple):
     def most_bytes(self) -> int:
         """What all arrays of a reply may hold."""
         return sum(tensor.nbytes + HEADER_BYTES for tensor in self.expected.values())
+
+
+TOLD_CHARACTERS = 10_000
+"""Of an error that a client reports; Ray's hold a traceback before what matters."""
 
 
 class Screening(StrategyWrapper):
@@ -243,7 +246,7 @@ def speakable(reply: Message) -> Message:
     """An error reply whose reason may be logged; any other reply as it is."""
     if not reply.has_error():
         return reply
-    reason = " ".join(plain(reply.error.reason or "").split())[:REASON_CHARACTERS]
+    reason = " ".join(plain(reply.error.reason or "").split())[:TOLD_CHARACTERS]
     told = copy(reply)
     told.error = Error(reply.error.code, reason)
     return told

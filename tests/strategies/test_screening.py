@@ -390,7 +390,7 @@ def test_what_a_client_reports_as_an_error_forges_no_line_of_the_log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(getLogger("flwr"), "propagate", True)
-    forged = "no\x1b[31m data\nINFO: round 1 is fine\r" + 4000 * "x"
+    forged = "no\x1b[31m data\nINFO: round 1 is fine\r" + 40_000 * "x"
 
     def client(content: RecordDict, node: int) -> RecordDict:
         if node == NODES[0]:
@@ -404,7 +404,7 @@ def test_what_a_client_reports_as_an_error_forges_no_line_of_the_log(
     for line in said:
         assert "no[31m data INFO: round 1 is fine x" in line
         assert line.removeprefix("\t").isprintable()
-        assert len(line) < 400
+        assert len(line) < 10_100
 
 
 def test_a_client_counts_once_a_round() -> None:
