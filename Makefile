@@ -8,13 +8,14 @@ PEERS := .venv-bench/.installed
 DEPLOYED ?= runs/deployed
 COMPOSE := docker compose --env-file $(DEPLOYED)/env --file docker/compose.yaml
 
-.PHONY: help demo test lint bench deploy-local container-engine clean
+.PHONY: help demo test lint bench soak deploy-local container-engine clean
 
 help:
 	@echo "make demo    simulate, record, attack, and write a report (about three minutes)"
 	@echo "make test    run all tests"
 	@echo "make lint    check style, types and import contracts"
 	@echo "make bench   measure speed and memory, beside peers where there are any"
+	@echo "make soak    thirty deployed rounds with faults, and what was lost (as root)"
 	@echo "make deploy-local  two SuperNodes and a SuperLink in containers, on this machine"
 	@echo "make clean   remove caches and build outputs (the environments stay)"
 
@@ -34,6 +35,10 @@ bench: $(INSTALLED) $(PEERS)
 	@set -e; for file in tests/benchmarks/bench_*.py; do \
 		echo "== $$file"; PYTHONPATH=.:.venv-bench $(BIN)/python "$$file"; \
 	done
+
+# Half an hour; mounts a small disk of its own, so it needs root.
+soak: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/soak.py
 
 # docs/deployment.md says what is brought up, and how to use and end it.
 deploy-local: container-engine $(INSTALLED)

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -145,8 +145,8 @@ def follow(
         for raw in process.stdout or ():
             line = plain(_COLORS.sub("", raw)).rstrip()
             said.append(line)
-            log.write(line + "\n")
-            log.flush()
+            with suppress(OSError):  # a full disk ends no run
+                os.write(log.fileno(), f"{line}\n".encode(errors="replace"))
             if run_id is None and (started := STARTED.search(line)):
                 run_id = started[1]
             if _RAY_TIMEOUT.search(line):

@@ -71,11 +71,12 @@ def _superlink(deployment: Deployment) -> Role:
 
 def _supernode(deployment: Deployment, node: int) -> Role:
     certs, port = deployment.certificates, deployment.runtime_ports[node]
+    superlink = deployment.nodes[node].superlink or f"{LOOPBACK}:{deployment.ports.fleet}"
     return Role(
         f"supernode-{node}",
         (
             "flower-supernode",
-            f"--superlink={LOOPBACK}:{deployment.ports.fleet}",
+            f"--superlink={superlink}",
             f"--root-certificates={certs / CA}.crt",
             f"--auth-supernode-private-key={certs}/node-{node}.key",
             f"--node-config={node_config_of(deployment, node)}",

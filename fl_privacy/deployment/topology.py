@@ -80,6 +80,9 @@ class Node(Component):
     """One SuperNode: what it trains on, and settings of its own."""
 
     dataset: Annotated[str, Field(description="data of its own; empty: its partition")] = ""
+    superlink: Annotated[
+        str, Field(description="host:port where it finds the SuperLink; empty: the port fleet")
+    ] = ""
     settings: Annotated[
         dict[str, Scalar], Field(default_factory=dict, description="client-... settings")
     ]
