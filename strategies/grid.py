@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
-from flwr.app import Message, MessageType, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
-from fl_privacy.recording import Layout, RecordingWriter
+from fl_privacy.recording import Layout, Manifest, RecordingWriter
 from fl_privacy.rounds import parse_rounds
 from strategies.recorder import Recorder, Sent
 
@@ -21,6 +22,37 @@ class _Asked(NamedTuple):
     round: int
     node: int
     sent: Sent
+
+
+def recorded_app(
+    app: ServerApp,
+    folder: str | Path,
+    manifest: Manifest | None = None,
+    *,
+    model: nn.Module | None = None,
+    patient: bool = True,
+    budget: int = 0,
+) -> ServerApp:
+    """Any ServerApp, of the legacy kind too, recording each run at the grid.
+
+    Args:
+        app: what the module called ``app`` so far.
+        folder: absolute; each run gets a folder of its own in it, named by its id.
+        manifest: what is known of task and training; an attack can be told later.
+        model: tells parameters from buffers; without it the recording says "unknown".
+        patient: go on without what cannot be stored, as on a full disk.
+        budget: bytes that the recording of a run may take; 0 for any number.
+    """
+    outer = ServerApp()
+
+    @outer.main()
+    def main(grid: Grid, context: Context) -> None:
+        location = Path(folder) / str(context.run_id) / "recording"
+        told = manifest or Manifest()
+        with RecordingWriter.open(location, told, patient=patient, budget=budget) as writer:
+            app(RecordingGrid(grid, writer, model=model), context)
+
+    return outer
 
 
 class RecordingGrid(Grid):
