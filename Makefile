@@ -8,12 +8,13 @@ PEERS := .venv-bench/.installed
 DEPLOYED ?= runs/deployed
 COMPOSE := docker compose --env-file $(DEPLOYED)/env --file docker/compose.yaml
 
-.PHONY: help demo test lint bench soak deploy-local container-engine clean
+.PHONY: help demo test lint audit bench soak deploy-local container-engine clean
 
 help:
 	@echo "make demo    simulate, record, attack, and write a report (about three minutes)"
 	@echo "make test    run all tests"
 	@echo "make lint    check style, types and import contracts"
+	@echo "make audit   scan dependencies for known vulnerabilities"
 	@echo "make bench   measure speed and memory, beside peers where there are any"
 	@echo "make soak    thirty deployed rounds with faults, and what was lost (as root)"
 	@echo "make deploy-local  two SuperNodes and a SuperLink in containers, on this machine"
@@ -30,6 +31,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: $(INSTALLED)
+	$(BIN)/python .ci/audit.py
 
 bench: $(INSTALLED) $(PEERS)
 	@set -e; for file in tests/benchmarks/bench_*.py; do \
