@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adversaries.matching import chunks, images_of
 from adversaries.tokens import token_table
+from fl_privacy.processes import memory_shares
 from fl_privacy.types import Observation, Task
 
 MAX_WIDTH = 128
@@ -32,9 +33,10 @@ def plan_width(
 
     An image is estimated at ten times its activations (forward, backward and their
     derivatives) in each local step, plus six times the gradient of a target that holds it
-    alone, of ``itemsize`` bytes a number; half of the free memory is used. The work is that
-    of the largest group of targets that can share a batch, each of the size that is typical
-    (the median), so that no client's claim makes the batches of others small or wide.
+    alone, of ``itemsize`` bytes a number; half of the free memory is used, or of a process's
+    share of it (`fl_privacy.processes.memory_shares`). The work is that of the largest group
+    of targets that can share a batch, each of the size that is typical (the median), so that
+    no client's claim makes the batches of others small or wide.
     """
     first = observations[0]
     training = first.local_training
@@ -48,7 +50,8 @@ def plan_width(
     sizes = [images_of(observation) for observation in observations]
     groups = chunks(observations, sum(sizes))
     work = max(len(members) for members in groups) * statistics.median_low(sizes)
-    by_memory = free_memory(device) // 2 // (itemsize * elements * restarts)
+    share = free_memory(device) // (2 * memory_shares())
+    by_memory = share // (itemsize * elements * restarts)
     worthwhile = work if device.type == "cuda" else min(work, MAX_WIDTH)
     return max(1, min(worthwhile, by_memory))
 

@@ -15,6 +15,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+MEMORY_SHARES = "FL_PRIVACY_MEMORY_SHARES"
+"""Environment variable: how many processes like this one have to share the free memory."""
+
+
+def memory_shares() -> int:
+    """What `MEMORY_SHARES` says; alone, 1."""
+    return max(1, int(os.environ.get(MEMORY_SHARES, "1")))
+
 
 def marked(mark: str) -> set[int]:
     """Ids of the living processes whose environment holds ``mark``, and of their children.

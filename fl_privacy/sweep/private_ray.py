@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import ray
 
-from fl_privacy.processes import end
+from fl_privacy.processes import MEMORY_SHARES, end
 from fl_privacy.simulation import RAY_TIMEOUT, RayTimeoutError
 from fl_privacy.superlink import short_folder, signals_ignored, signals_raise
 
@@ -36,7 +36,7 @@ def private_ray(cpus: int, gpus: int = 0) -> Iterator[None]:
     mark = secrets.token_hex(16)
     with short_folder() as home, signals_raise():
         try:
-            with _environment({**_ENVIRONMENT, _MARK: mark}):
+            with _environment({**_ENVIRONMENT, _MARK: mark, MEMORY_SHARES: str(cpus)}):
                 try:
                     _start(cpus, gpus, str(home))
                 except RayTimeoutError:  # which another attempt may survive

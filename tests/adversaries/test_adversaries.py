@@ -23,6 +23,7 @@ from adversaries.planning import MAX_WIDTH, lane_count, plan_width
 from adversaries.targets import prepare
 from adversaries.update_over_lr import UpdateOverLR
 from fl_privacy import component
+from fl_privacy.processes import MEMORY_SHARES
 from fl_privacy.recording import Layout, Manifest, Recording, RecordingWriter
 from fl_privacy.testing import check_adversary, toy_observations, toy_samples
 from fl_privacy.testing.toys import TASK, TRAINING
@@ -393,6 +394,9 @@ def test_on_cuda_memory_and_work_alone_bound_the_width(monkeypatch: pytest.Monke
     free[0] = 2**23  # room for fewer than there are
     assert MAX_WIDTH < width("cuda") < 3 * MAX_WIDTH
     assert width("cuda", restarts=4) == width("cuda") // 4
+    alone = width("cuda")
+    monkeypatch.setenv(MEMORY_SHARES, "4")  # as processes of a sweep are told
+    assert width("cuda") == alone // 4
 
 
 def test_progress_counts_target_iterations_and_ends_at_the_total() -> None:
