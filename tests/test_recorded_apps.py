@@ -99,6 +99,7 @@ def test_one_line_at_the_end_of_a_legacy_app(
 ) -> None:
     app, place = tmp_path / "app", tmp_path / "recordings"
     shutil.copytree(ROOT / "tests/apps/legacy", app)
+    shutil.copy(ROOT / "tests/apps/quickstart/quickstart/task.py", app / "legacy")
     imports, lines = block(1, place)
     assert len(lines) == 1
     server = app / "legacy/server_app.py"
