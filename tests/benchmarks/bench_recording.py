@@ -29,6 +29,7 @@ from strategies.recording import RecordingStrategy
 from tests.strategies.in_process_grid import Client, InProcessGrid
 
 CLIENTS = 10
+LARGE_CLIENTS = 20
 MANIFEST = Manifest(created="2025-01-01T00:00:00Z", model="lenet-zhu")
 
 
@@ -122,6 +123,31 @@ def peak_megabytes(folder: Path, rounds: int) -> float:
         strategy = RecordingStrategy(plain_strategy(), writer)
         grid = InProcessGrid(client, range(2, 2 + CLIENTS))
         strategy.start(grid, ArrayRecord(lenet().state_dict()), num_rounds=rounds)
+    return peak_mebibytes()
+
+
+def peak_of_large(folder: Path, recorded: bool) -> float:
+    """Peak resident memory, MiB, of a round of 20 clients with the weights of a ResNet-50."""
+    model = nn.Linear(25_557_032 // 1_000, 1_000, bias=False)
+
+    def client(content: RecordDict, node: int) -> RecordDict:
+        (sent,) = content.array_records.values()
+        state = {n: t + node for n, t in sent.to_torch_state_dict().items()}
+        return RecordDict({"a": ArrayRecord(state), "m": MetricRecord({"num-examples": 1})})
+
+    grid = InProcessGrid(client, range(2, 2 + LARGE_CLIENTS))
+    arrays = ArrayRecord(model.state_dict())
+    Path("/proc/self/clear_refs").write_text("5")
+    with RecordingWriter.open(folder, MANIFEST) as writer:
+        strategy: Strategy = FedAvg(fraction_evaluate=0.0)
+        if recorded:
+            strategy = RecordingStrategy(strategy, writer)
+        strategy.start(grid, arrays, num_rounds=2)
+    return peak_mebibytes()
+
+
+def peak_mebibytes() -> float:
+    """Of this process, since its peak was reset (Linux)."""
     (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(peak) / 1024
 
@@ -145,6 +171,13 @@ def report(folder: Path, rounds: int) -> None:
         command = [sys.executable, __file__, "--peak", str(count), "--folder", str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         print(f"peak memory, {count} recorded rounds: {float(done.stdout):.1f} MiB")
+    for how in ("plain", "recorded"):
+        command = [sys.executable, __file__, "--large", how, "--folder", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        print(
+            f"peak memory, {LARGE_CLIENTS} clients of 25.6 million weights, {how}: "
+            f"{float(done.stdout):,.0f} MiB"
+        )
 
 
 def main() -> None:
@@ -153,6 +186,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--folder", type=Path, help="where to record; a temporary folder")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--large", choices=("plain", "recorded"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -161,6 +195,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         if options.peak:
             print(peak_megabytes(Path(folder) / "peak", options.peak))
+        elif options.large:
+            print(peak_of_large(Path(folder) / "large", options.large == "recorded"))
         else:
             report(Path(folder), options.rounds)
 
