@@ -27,8 +27,10 @@ class RoundTrip:
     vault: TruthVault | None
 
     def keep(self, step: int, batch: Samples, indices: Tensor) -> None:
-        """In an audit, store the batch of one step."""
+        """In an audit, store the batch of one step; the first clears what was there before."""
         if self.vault is not None:
+            if step == 0:
+                self.vault.clear(attempt=self.attempt, round=self.round, node=self.node)
             self.vault.write(
                 attempt=self.attempt,
                 round=self.round,

@@ -74,6 +74,8 @@ def _kept(path: Path) -> dict[str, Tensor]:
 
 
 def _last_sent(recording: Path) -> dict[str, Tensor]:
+    """Of the last reply to something that was stored; nothing where there is none."""
     opened = Recording(recording)
-    last = deque(opened.entries(status=None), maxlen=1)
-    return dict(opened.sent(last[0])) if last and last[0].global_digest else {}
+    known = (entry for entry in opened.entries(status=None) if entry.global_digest)
+    last = deque(known, maxlen=1)
+    return dict(opened.sent(last[0])) if last else {}

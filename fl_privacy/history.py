@@ -33,9 +33,15 @@ def begin_attempt(path: Path, attempt: int) -> None:
     write_atomically([(path, "".join(f"{line}\n" for line in earlier).encode())])
 
 
-def add_round(path: Path, attempt: int, round: int, scores: Mapping[str, float]) -> None:
-    """Append the ``scores`` of the global model after a round, as a whole line or not at all."""
-    line = json.dumps({"attempt": attempt, "round": round, **scores})
+def add_round(
+    path: Path, attempt: int, round: int, scores: Mapping[str, float], *, kept: bool = True
+) -> None:
+    """Append the ``scores`` of the global model after a round, as a whole line or not at all.
+
+    The line says so if the model itself could not be ``kept``.
+    """
+    lost = {} if kept else {"kept": False}
+    line = json.dumps({"attempt": attempt, "round": round, **scores, **lost})
     whole = path.stat().st_size if path.exists() else 0
     try:
         with open_private(path) as file:

@@ -20,10 +20,6 @@ TEMPORARY = ".tmp"
 SYNCS = 8
 
 
-class TornLineError(RecordingError):
-    """A line of the index was written in part, and could not be taken off."""
-
-
 class BudgetError(RecordingError):
     """The recording has reached the size that it may have."""
 
@@ -117,14 +113,12 @@ def _write(path: Path, data: bytes, flags: int) -> None:
         os.close(descriptor)
 
 
-def _cut(path: Path, size: int) -> bool:
-    """Take off what an append that failed has left; returns whether none is left."""
-    try:
-        if path.exists():
-            os.truncate(path, size)
-    except OSError:
-        return False
-    return True
+def _cut(path: Path, size: int) -> None:
+    """Take off what an append that failed has left, and a file that it alone made."""
+    if not size:
+        path.unlink(missing_ok=True)
+    elif path.stat().st_size != size:
+        os.truncate(path, size)
 
 
 def _sync(paths: Sequence[Path]) -> None:
@@ -149,6 +143,7 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._torn: tuple[Path, int] | None = None
 
     def where(self, path: str = "") -> str:
         return str(self.root / path)
@@ -182,16 +177,25 @@ class LocalStore:
             raise self._unwritable(error) from error
 
     def append(self, path: str, lines: bytes) -> None:
-        target, whole = self.root / path, 0
+        """Add lines, all of them or none: what a failure leaves goes before anything is added."""
+        target = self.root / path
         try:
+            self._mend()
             changed = set() if target.exists() else {target.parent, *_make_folder(target.parent)}
-            whole = 0 if changed else target.stat().st_size
+            self._torn = (target, 0 if changed else target.stat().st_size)
             _write(target, lines, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             _sync([target, *changed])
+            self._torn = None
         except OSError as error:
-            if _cut(target, whole):
-                raise self._unwritable(error, path) from error
-            raise TornLineError(str(self._unwritable(error, path))) from error
+            with suppress(OSError):
+                self._mend()
+            raise self._unwritable(error, path) from error
+
+    def _mend(self) -> None:
+        """Take off a line that was written in part."""
+        if self._torn:
+            _cut(*self._torn)
+        self._torn = None
 
     def flush(self) -> None:
         """Every line is on disk already."""

@@ -45,7 +45,6 @@ from fl_privacy.recording_store import (
     BudgetError,
     LocalStore,
     Store,
-    TornLineError,
     open_store,
 )
 
@@ -57,19 +56,18 @@ MISSED = "error: not recorded"
 class RecordingWriter:
     """The one writer of a recording; made by `RecordingWriter.open`.
 
-    Memory does not grow with the number of rounds. Safe to call from several threads.
+    Memory does not grow with the number of rounds, but with those whose lines a full disk keeps
+    from being written. Safe to call from several threads.
 
     A ``patient`` one goes on where there is no room, or none is left in its budget: replies that
     it could not store are listed as failures, `MISSED` and the reason, as soon as lines can be
     written.
     """
 
-    def __init__(
-        self, store: Store, attempt: int, segment: int, lines: int, *, patient: bool = False
-    ) -> None:
+    def __init__(self, store: Store, attempt: int, segment: int, lines: int) -> None:
         self.attempt = attempt
         self._store = store
-        self._patient = patient
+        self._patient = False
         self._complaint = ""
         self._unlisted: list[Entry] = []
         self._unsent: set[str] = set()
@@ -118,8 +116,9 @@ class RecordingWriter:
                 create(store, manifest)
             place = recover(store)
             bounded = Budgeted(store, budget) if budget else store
-            writer = cls(bounded, *place, patient=patient)
-            writer._adopt()
+            writer = cls(bounded, *place)
+            writer._adopt()  # without patience: its lines come before all others
+            writer._patient = patient
             writer._owned = owned.pop_all()
         return writer
 
@@ -142,12 +141,12 @@ class RecordingWriter:
                 self._put_schema(arrays, layout)
                 if path not in self._waiting and not self._store.exists(path):
                     self._waiting[path] = data
-                    if sum(map(len, self._waiting.values())) > WAITING_BYTES:
-                        self._put([])
                 self._unsent.discard(sha)
             except RecordingError as error:
                 self._go_on_without(error)
                 self._unsent.add(sha)
+            if sum(map(len, self._waiting.values())) > WAITING_BYTES:
+                self._put_waiting()
             return schema, sha
 
     def append(
@@ -178,6 +177,10 @@ class RecordingWriter:
         (entry,) = self.extend([reply])
         return entry
 
+    def holds(self, sent: str) -> bool:
+        """Whether what has this digest, of `put_global`, is stored or will be."""
+        return sent not in self._unsent
+
     def extend(self, replies: Iterable[Reply]) -> list[Entry]:
         """Store replies and list them.
 
@@ -199,14 +202,12 @@ class RecordingWriter:
             try:
                 if self._unlisted:  # what is stored now could not be listed either
                     raise RecordingError(self._complaint)
-                self._put(self._files(coming, entries))
+                self._put(self._files(coming, entries, first))
             except RecordingError as error:
                 self._go_on_without(error)
                 deque(coming, maxlen=0)
-                entries = [
-                    self._entry(n, _missed(reply, str(error)))
-                    for n, reply in enumerate(asked, start=first)
-                ]
+                self._put_waiting()
+                entries = self._one_by_one(asked, first)
             self._list(entries)
             return entries
 
@@ -253,29 +254,51 @@ class RecordingWriter:
     def _finish(self) -> None:
         """Write what waits, and the lines that could not be written before."""
         try:
-            self._put([])
+            self._put_waiting()
             self._list([])
             self._store.flush()
         except RecordingError as error:
             self._go_on_without(error)
 
     def _go_on_without(self, error: RecordingError) -> None:
-        """Say what was not stored, and forget what waited for it; an impatient writer raises."""
+        """Say what was not stored; an impatient writer raises."""
         if not (self._patient or isinstance(error, BudgetError)):
             raise error
         if str(error) != self._complaint:
             self._complaint = str(error)
             getLogger("flwr").warning("training goes on unrecorded: %s", plain(str(error)))
-        self._unsent |= {Path(path).stem for path in self._waiting}
-        self._waiting = {}
+
+    def _put_waiting(self) -> None:
+        """Store what was sent; replies to what could not be stored are not stored either."""
+        try:
+            self._put([])
+        except RecordingError as error:
+            self._go_on_without(error)
+            self._unsent |= {Path(path).stem for path in self._waiting}
+            self._waiting = {}
 
     def _asked(self, replies: Iterable[Reply], seen: list[Reply]) -> Iterator[Reply]:
-        """Replies, noted without arrays; to what could not be stored, passed on without, too."""
+        """Replies, noted; to what could not be stored they pass without arrays."""
         for reply in replies:
-            if reply.arrays is not None and reply.global_digest in self._unsent:
+            if reply.global_digest in self._unsent:
                 reply = _missed(reply, self._complaint)
-            seen.append(replace(reply, arrays=None))
+            seen.append(reply)
             yield reply
+
+    def _one_by_one(self, replies: Sequence[Reply], first: int) -> list[Entry]:
+        """Store what can be stored of a group that does not fit as a whole."""
+        entries: list[Entry] = []
+        for n, reply in enumerate(replies, start=first):
+            try:
+                if self._unlisted:
+                    raise RecordingError(self._complaint)
+                if reply.global_digest in self._unsent:
+                    reply = _missed(reply, self._complaint)
+                self._put(self._files([reply], entries, n))
+            except RecordingError as error:
+                self._go_on_without(error)
+                entries[n - first :] = [self._entry(n, _missed(reply, str(error)))]
+        return entries
 
     def _put_schema(self, arrays: Arrays, layout: Layout) -> str:
         """Nearly every reply has the schema of the one before."""
@@ -292,9 +315,14 @@ class RecordingWriter:
         self._store.put(chain(self._waiting.items(), files))
         self._waiting = {}
 
-    def _files(self, replies: Iterable[Reply], entries: list[Entry]) -> Iterator[tuple[str, bytes]]:
-        """The update file of each reply that has one; fills in ``entries`` on the way."""
-        for n, reply in enumerate(replies, start=self._n + len(self._unlisted)):
+    def _files(
+        self, replies: Iterable[Reply], entries: list[Entry], first: int
+    ) -> Iterator[tuple[str, bytes]]:
+        """The update file of each reply that has one; fills in ``entries`` on the way.
+
+        ``first``: the number of the first reply.
+        """
+        for n, reply in enumerate(replies, start=first):
             entry = self._entry(n, reply)
             line_of(entry)  # refuses what cannot be listed before it is stored
             if reply.arrays is not None:
@@ -332,9 +360,6 @@ class RecordingWriter:
             path = f"index/{segment_name(self._segment)}"
             try:
                 self._store.append(path, b"".join(line_of(entry) for entry in fitting))
-            except TornLineError as error:
-                self._broken = str(error)  # the file ends in half a line
-                raise
             except RecordingError as error:
                 if not self._patient:
                     self._broken = str(error)

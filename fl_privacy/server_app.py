@@ -143,7 +143,6 @@ def evaluation(
     since this function was made. A ``patient`` one goes on where there is no room for them.
     """
     start = time.perf_counter()
-    begin_attempt(folder.history, attempt)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @contextmanager
@@ -155,18 +154,22 @@ def evaluation(
                 raise
             getLogger("flwr").warning("training goes on, its model is not kept: %s", error)
 
+    with going_on():
+        begin_attempt(folder.history, attempt)
+
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         if server_round == 0:
             getLogger("flwr").info("Evaluating the initial model: %s test samples", len(samples))
-        state = arrays.to_torch_state_dict()
+        state, kept = arrays.to_torch_state_dict(), False
         with going_on():
             save_model(folder.model, state, attempt=attempt, round=server_round)
+            kept = True
         model.load_state_dict(state)
         loss, accuracy = evaluate_model(model, task, samples, device=device)
         seconds = round(time.perf_counter() - start, 4)
         score = {"accuracy": accuracy, "loss": loss, "n": len(samples), "seconds": seconds}
         with going_on():
-            add_round(folder.history, attempt, server_round, score)
+            add_round(folder.history, attempt, server_round, score, kept=kept)
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
     return evaluate

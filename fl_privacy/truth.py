@@ -80,6 +80,11 @@ class TruthVault:
         data = safetensors.torch.save(plain, {"properties": json.dumps(list(samples.properties))})
         self._put(self._folder(attempt, round, node) / f"{step}.safetensors", data)
 
+    def clear(self, *, attempt: int, round: int, node: str) -> None:
+        """Remove what a run of the same name left of a round before."""
+        for path in self._folder(attempt, round, node).glob("*.safetensors"):
+            path.unlink(missing_ok=True)
+
     def write_defense(
         self, *, attempt: int, round: int, node: str, spec: str, stats: Mapping[str, float]
     ) -> None:

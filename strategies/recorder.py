@@ -115,7 +115,7 @@ class Recorder:
             for name, array in record.items()
         ]
         last, before = self._last
-        if before and _identical(arrays, last):
+        if before and self.writer.holds(before.digest) and _identical(arrays, last):
             return before
         schema, digest = self.writer.put_global(arrays_of(content), self.layout)
         sent = Sent(digest, schema)

@@ -139,6 +139,8 @@ def rounds_done(folder: RunFolder) -> int:
     if folder.history.exists():
         for line in folder.history.read_text(encoding="utf-8").split("\n")[:-1]:
             entry = json.loads(line)
+            if not entry.get("kept", True):
+                continue
             last[entry["attempt"]] = max(last.get(entry["attempt"], 0), entry["round"])
     return sum(last.values())
 

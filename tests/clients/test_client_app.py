@@ -127,6 +127,16 @@ def test_a_nodes_own_audit_folder_keeps_its_truth_from_the_servers(
     assert len(TruthVault(own / "first" / "truth").steps(kept())) == 1
 
 
+def test_what_a_run_of_the_same_name_left_is_no_truth_of_this_one(
+    tmp_path: Path, train: Callable[..., Message]
+) -> None:
+    changes: Run = {"audit": True, "out-dir": str(tmp_path), "algorithm": "fedavg"}
+    train({**changes, "local-epochs": 3})
+    before = len(TruthVault(tmp_path / "truth").steps(kept()))
+    train({**changes, "local-epochs": 1})
+    assert len(TruthVault(tmp_path / "truth").steps(kept())) == before // 3
+
+
 def npz_of(path: Path, n: int) -> str:
     arrays = {
         f"{name}_{split}": values

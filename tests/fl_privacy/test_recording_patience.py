@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, RecordDict
 
 from fl_privacy import recording_store
 from fl_privacy.inspection import recorded
 from fl_privacy.recording import Entry, Recording, RecordingError, RecordingWriter, Reply
+from fl_privacy.recording_format import NO_LAYOUT, Arrays
 from fl_privacy.recording_refusals import Refusal
 from fl_privacy.recording_writer import MISSED
+from strategies.recorder import Recorder
 from tests.fl_privacy.test_recording import MANIFEST, WEIGHTS
 
 CLIENTS = 3
@@ -175,6 +178,109 @@ def test_a_budget_stops_the_recording_and_not_training(
         assert not any(entry.ok for entry in write_round(writer, 1)), "it counts what is there"
     with RecordingWriter.open(root, MANIFEST, resume=True, budget=10 * budget) as writer:
         assert all(entry.ok for entry in write_round(writer, 1))
+
+
+def test_one_reply_that_does_not_fit_leaves_the_others(tmp_path: Path) -> None:
+    root, huge = tmp_path / "r", {"w": np.zeros(10**6, np.float32)}
+    with RecordingWriter.open(root, MANIFEST, budget=100_000) as writer:
+        for round in (1, 2, 3):
+            _, sent = writer.put_global({n: a + np.float32(round) for n, a in WEIGHTS.items()})
+            arrays: tuple[Arrays, ...] = (WEIGHTS, huge, WEIGHTS)
+            writer.extend(Reply(round, str(n), a, 1, sent) for n, a in enumerate(arrays))
+            writer.end_round(round)
+    expected = [(r, str(node), node != 1) for r in (1, 2, 3) for node in range(3)]
+    assert statuses(root) == expected
+    assert [e.n for e in Recording(root).entries(status=None)] == list(range(9))
+    assert Recording(root).verify() == []
+
+
+def test_a_failing_look_at_the_index_costs_none_of_its_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, stat = tmp_path / "r", Path.stat
+    with RecordingWriter.open(root, MANIFEST, patient=True) as writer:
+        write_round(writer, 1)
+
+        def failing(path: Path, **options: bool) -> os.stat_result:
+            if path.suffix == ".jsonl":
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return stat(path, **options)
+
+        monkeypatch.setattr(Path, "stat", failing)
+        write_round(writer, 2)
+        monkeypatch.undo()
+        write_round(writer, 3)
+    assert [line[:2] for line in statuses(root)] == [line[:2] for line in each([1, 2, 3])]
+    assert Recording(root).verify() == []
+
+
+def test_a_disk_still_full_refuses_to_resume_and_damages_nothing(
+    tmp_path: Path, disk: Disk
+) -> None:
+    root = tmp_path / "r"
+    writer = RecordingWriter.open(root, MANIFEST, patient=True)
+    write_round(writer, 1)
+    disk.full = ("index",)
+    write_round(writer, 2)
+    writer._owned.close()  # killed here, with the updates of round 2 stored
+    with pytest.raises(RecordingError, match="No space left on device"):
+        RecordingWriter.open(root, MANIFEST, resume=True, patient=True)
+    disk.full = ()
+    with RecordingWriter.open(root, MANIFEST, resume=True, patient=True) as writer:
+        write_round(writer, 1)
+    listed = [(e.attempt, e.n) for e in Recording(root).entries(status=None)]
+    assert listed == [(1, n) for n in range(6)] + [(2, n) for n in range(3)]
+    assert Recording(root).verify() == []
+
+
+def test_a_file_system_that_can_only_be_read_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, refused = tmp_path / "r", OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def refuse(*_: object) -> None:
+        raise refused
+
+    with RecordingWriter.open(root, MANIFEST, patient=True) as writer:
+        write_round(writer, 1)
+        for name in ("truncate", "open"):
+            monkeypatch.setattr(f"fl_privacy.recording_store.os.{name}", refuse)
+        write_round(writer, 2)
+        monkeypatch.undo()
+        write_round(writer, 3)
+    assert statuses(root) == each([1, 2, 3], missing=[2])
+    assert Recording(root).verify() == []
+
+
+def test_an_error_reply_to_what_was_not_stored_names_no_file(tmp_path: Path, disk: Disk) -> None:
+    root = tmp_path / "r"
+    with RecordingWriter.open(root, MANIFEST, patient=True) as writer:
+        disk.full = ("globals",)
+        _, sent = writer.put_global(WEIGHTS)
+        writer.end_round(1)
+        error = Reply(1, "0", None, None, sent, status="error: killed")
+        (entry,) = writer.extend([error])
+    assert (entry.status, entry.global_digest) == ("error: killed", "")
+    assert Recording(root).verify() == []
+
+
+def test_what_was_lost_is_stored_when_it_is_sent_again(tmp_path: Path, disk: Disk) -> None:
+    arrays = ArrayRecord({"w": Array(WEIGHTS["w"])})
+    with RecordingWriter.open(tmp_path / "r", MANIFEST, patient=True) as writer:
+        recorder = Recorder(writer, NO_LAYOUT)
+        content = RecordDict({"arrays": arrays})
+        disk.full = ("globals",)
+        lost = recorder.sent(content)
+        writer.end_round(1)
+        assert not writer.holds(lost.digest)
+        disk.full = ()
+        assert recorder.sent(content) == lost
+        assert writer.holds(lost.digest)
+        entry = writer.append(
+            round=2, node="0", arrays=WEIGHTS, num_examples=1, global_digest=lost.digest
+        )
+    assert entry.ok
+    assert Recording(tmp_path / "r").verify() == []
 
 
 def test_the_end_of_a_run_tells_what_is_missing_and_why(tmp_path: Path, disk: Disk) -> None:
