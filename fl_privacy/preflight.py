@@ -71,8 +71,12 @@ def check_resources(
             raise ComponentError(f"each client wants {wanted} {what}, there are {there}; ask less")
 
 
-def prepare(settings: RunSettings, clients: int, folder: RunFolder) -> None:
+def prepare(
+    settings: RunSettings, clients: int, folder: RunFolder, *, own_data: bool = False
+) -> None:
     """Find every component that the run will need, fetch its data, and rehearse a client.
+
+    Clients with ``own_data`` are rehearsed on all of the run's, which nobody shares out.
 
     Raises:
         ComponentError: one does not exist, has wrong settings, or does not go with the others.
@@ -88,7 +92,10 @@ def prepare(settings: RunSettings, clients: int, folder: RunFolder) -> None:
     dataset = create("datasets", settings.dataset)
     if hasattr(dataset, "prepare"):
         dataset.prepare()
-    own = partition.indices(dataset.labels("train"), 0, clients, seed=settings.seed)
+    labels = dataset.labels("train")
+    own = torch.arange(len(labels))
+    if not own_data:
+        own = partition.indices(labels, 0, clients, seed=settings.seed)
     if settings.client_property_schedule or settings.client_active_clients:
         check_property_roles(settings, model, dataset, partition, clients)
     rehearse(settings, model, dataset, own)

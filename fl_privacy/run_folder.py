@@ -96,6 +96,14 @@ def writable_run_folder(out_dir: str | Path, *, resume: bool = False) -> RunFold
     return folder
 
 
+def private_folder(path: Path) -> Path:
+    """A folder for its owner alone, and each one above it that had to be made."""
+    if not path.is_dir():
+        private_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
 def open_private(path: Path) -> TextIO:
     """Open a text file to append to it; a new one is its owner's alone."""
     return open(path, "a", encoding="utf-8", opener=_owner_only)

@@ -27,7 +27,7 @@ from fl_privacy.superlink import CONNECTION, SimulationError, SuperLink, private
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _ROUND = re.compile(r"\[ROUND (\d+)/(\d+)\]")
-STARTED = re.compile(r"started run (\d+)")
+_STARTED = re.compile(r"started run (\d+)")
 _CRASH = re.compile(r"^ERROR.*An exception occur+ed ?!! (.+)")
 _RAY_TIMEOUT = re.compile(r"node timed out during startup|GCS (may have|has) become overloaded")
 _RAY_ERROR = re.compile(r"<class 'ray\.exceptions.*?Message: (.*?)'>", re.DOTALL)
@@ -134,10 +134,12 @@ def follow(
     log_file: Path,
     stream: Callable[[str], None],
     run_id: str | None = None,
+    on_start: Callable[[str], None] = lambda run_id: None,
 ) -> tuple[str, str]:
     """Start a run and pass its log on until it ends; returns its id and why it crashed.
 
-    With a ``run_id`` the command shows the log of that run, which was started before.
+    With a ``run_id`` the command shows the log of that run, which was started before; else
+    ``on_start`` gets the id as soon as there is one.
     """
     crash = ""
     said: deque[str] = deque(maxlen=20)
@@ -147,8 +149,9 @@ def follow(
             said.append(line)
             with suppress(OSError):  # a full disk ends no run
                 os.write(log.fileno(), f"{line}\n".encode(errors="replace"))
-            if run_id is None and (started := STARTED.search(line)):
+            if run_id is None and (started := _STARTED.search(line)):
                 run_id = started[1]
+                on_start(run_id)
             if _RAY_TIMEOUT.search(line):
                 crash = RAY_TIMEOUT
             elif (crashed := _CRASH.match(line)) and crash != RAY_TIMEOUT:

@@ -96,10 +96,41 @@ def certificates(names: Sequence[str], *, nodes: int, days: int, now: datetime) 
     server = make_server(authority, (*LOOPBACK, *names), days, now)
     files = _files(CA, authority) | _files(SERVER, server)
     for node in range(nodes):
-        key = ec.generate_private_key(ec.SECP384R1())
-        files |= {f"node-{node}.key": _openssh(key), f"node-{node}.pub": _openssh_public(key)}
-        files |= _files(f"runtime-{node}", make_server(authority, LOOPBACK, days, now))
+        files |= _of_node(node, authority, days, now)
     return files
+
+
+def add_nodes(folder: Path, nodes: Sequence[int], *, days: int = DAYS) -> None:
+    """Make the keys and certificates of further nodes, signed by the folder's authority.
+
+    Raises:
+        CertificateError: the authority's key is not there, or a node has a key already.
+    """
+    now, files = datetime.now(UTC), dict[str, bytes]()
+    try:
+        held = (folder / f"{CA}.crt").read_bytes(), (folder / f"{CA}.key").read_bytes()
+    except FileNotFoundError as error:
+        raise CertificateError(
+            f"{error.filename} is missing, which signs for new nodes: put it back for this"
+        ) from None
+    key = form.load_pem_private_key(held[1], None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey), "written by `certificates`"
+    authority = Signed(x509.load_pem_x509_certificate(held[0]), key)
+    for node in nodes:
+        files |= _of_node(node, authority, days, now)
+    if there := [name for name in files if (folder / name).exists()]:
+        raise CertificateError(f"{folder / there[0]} exists, and keys are not overwritten")
+    for name, content in files.items():
+        _write(folder / name, content)
+
+
+def _of_node(node: int, authority: Signed, days: int, now: datetime) -> dict[str, bytes]:
+    key = ec.generate_private_key(ec.SECP384R1())
+    return {
+        f"node-{node}.key": _openssh(key),
+        f"node-{node}.pub": _openssh_public(key),
+        **_files(f"runtime-{node}", make_server(authority, LOOPBACK, days, now)),
+    }
 
 
 def make_authority(days: int, now: datetime) -> Signed:

@@ -57,7 +57,9 @@ class AwaitClients(StrategyWrapper):
             if count >= self.wanted and now - since >= settle:
                 self._settled = True
                 return
-            if count < self.wanted and now - start >= self.seconds:
+            if now - start >= self.seconds:
+                if count >= self.wanted:  # more come, and go, all the time
+                    return
                 raise RuntimeError(
                     f"round {server_round}: {count} of {self.wanted} clients connected within "
                     f"{self.seconds:g} s; start the missing SuperNodes and resume the run, or "
@@ -66,4 +68,4 @@ class AwaitClients(StrategyWrapper):
             if count < self.wanted and now - told >= TOLD_SECONDS:
                 getLogger("flwr").info("%s of %s clients connected, waiting", count, self.wanted)
                 told = now
-            time.sleep(0.05)
+            time.sleep(0.05 if now - start < 5 else 0.5)

@@ -113,16 +113,17 @@ def run(
     from fl_privacy.round_progress import round_progress
 
     deployment = _read(file)
-    changes = run_config({"audit": audit or None}, set_ or [])
+    changes = run_config({}, set_ or [])
     try:
         with round_progress(verbose) as stream:
-            folder = runs.run(deployment, name, changes, resume=resume, stream=stream)
+            folder = runs.run(deployment, name, changes, audit=audit, resume=resume, stream=stream)
     except KeyboardInterrupt:
-        typer.echo(
-            f"{name} goes on. Follow it: the same command with --resume; "
-            f"end it: fl-privacy deploy stop {name}{_told(file)}",
-            err=True,
-        )
+        if runs.going_on(deployment, name):
+            typer.echo(
+                f"{name} goes on. Follow it: the same command with --resume; "
+                f"end it: fl-privacy deploy stop {name}{_told(file)}",
+                err=True,
+            )
         raise typer.Exit(130) from None
     typer.echo(recorded(folder))
     if audit:

@@ -7,7 +7,6 @@ children: that is how they are found again, by another command too, and how they
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import socket
@@ -15,7 +14,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,22 +24,27 @@ from fl_privacy.deployment.topology import Deployment, DeploymentError, Deployme
 from fl_privacy.printable import plain
 from fl_privacy.processes import end, marked
 from fl_privacy.recording_store import write_atomically
-from fl_privacy.simulation import write_toml
+from fl_privacy.run_folder import open_private, private_folder
+from fl_privacy.simulation import toml
 from fl_privacy.superlink import SuperLink, answers, flower_environment
-from fl_privacy.tls import CA, write_certificates
+from fl_privacy.tls import CA, add_nodes, write_certificates
 from fl_privacy.tls_check import problems as certificate_problems
 
 CONNECTION = "deployed"
 START_SECONDS = 90.0
-SAID = 12
-"""Lines of its log that tell why a process ended."""
+SAID, SAID_BYTES = 12, 4_000
+"""Lines of its log that tell why a process ended, and bytes in which they are looked for."""
 
 _MARK = "FL_PRIVACY_DEPLOYMENT"
-_KNOWN = {
-    "(2001)": "the SuperNode has no key",
-    "(2004)": "its key is not registered with the SuperLink",
-    "certificate verify failed": "it does not trust the SuperLink's certificate",
+KNOWN = {
+    "code: 2001": "the SuperNode has no key",
+    "code: 2004": "its key is not registered with the SuperLink, or no longer",
+    "CERTIFICATE_VERIFY_FAILED": "it does not trust the SuperLink's certificate",
+    "Socket closed": "the SuperLink speaks TLS, and it does not",
+    "Invalid timestamp": "its clock differs from the SuperLink's by more than five seconds",
 }
+_JOINED = "SuperNode ID:"
+"""What a SuperNode says when the SuperLink has let it in."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,16 @@ def up(deployment: Deployment, tell: Callable[[str], None] = lambda step: None) 
     tell("registering the nodes")
     for node in nodes:
         register(deployment, node)
+    said = {role: _said(deployment, role) for role in by_name.values()}
     for role in by_name.values():
         _start(deployment, role)
     tell("waiting for the SuperNodes")
+    new = [role for role in said if role.name.startswith("supernode")]
+
+    def joined() -> bool:
+        return all(_JOINED in _log(deployment, role, said[role]) for role in new)
+
+    _await(deployment, joined, "the SuperNodes to be let in")
     _await(deployment, lambda: online(deployment) >= len(nodes), "all SuperNodes to be online")
 
 
@@ -85,7 +96,9 @@ def down(deployment: Deployment) -> int:
     Raises:
         DeploymentFailure: some could not be ended.
     """
-    mark = f"{_MARK}={_token(deployment)}"
+    if not (token := _token(deployment)):
+        return 0
+    mark = f"{_MARK}={token}"
     there = len(marked(mark))
     if left := end(mark, patience=10.0):
         raise DeploymentFailure(f"processes {sorted(left)} could not be ended")
@@ -93,9 +106,11 @@ def down(deployment: Deployment) -> int:
 
 
 def living(deployment: Deployment) -> list[Living]:
-    """Every role with the processes that fill it now."""
+    """Every role with the processes that fill it now; none of a deployment that was never up."""
+    there = _token(deployment)
     return [
-        Living(role, frozenset(marked(_marking(deployment, role)))) for role in roles(deployment)
+        Living(role, frozenset(marked(_marking(deployment, role)) if there else ()))
+        for role in roles(deployment)
     ]
 
 
@@ -120,10 +135,15 @@ def log_of(deployment: Deployment, role: Role) -> Path:
 
 
 def control(deployment: Deployment) -> SuperLink:
-    """The environment in which ``flwr`` reaches the SuperLink of a deployment."""
+    """The environment in which ``flwr`` reaches the SuperLink of a deployment.
+
+    Raises:
+        DeploymentFailure: there is none, as the deployment was never up.
+    """
+    if not deployment.state.is_dir():
+        raise DeploymentFailure("the deployment was never up: fl-privacy deploy up")
     home = deployment.state / "flwr" / "control"
-    work = home / "work"
-    work.mkdir(parents=True, exist_ok=True)
+    private_folder(home / "work")
     (home / "config.toml").write_text(
         f"[superlink]\ndefault = {json.dumps(CONNECTION)}\n[superlink.{CONNECTION}]\n"
         f"address = {json.dumps(f'{LOOPBACK}:{deployment.ports.control}')}\n"
@@ -146,6 +166,7 @@ def ask(deployment: Deployment, *command: str) -> dict[str, Any]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        timeout=START_SECONDS,
     )
     answer: dict[str, Any] = {}
     with suppress(ValueError):
@@ -184,14 +205,20 @@ def _prepare(deployment: Deployment) -> None:
         *(deployment.path, deployment.state, deployment.logs, deployment.recordings),
         *(inner for node in own for inner in (node, node / "runs", node / "state")),
     ):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder)
     if not deployment.certificates.exists():
         write_certificates(deployment.certificates, deployment.names, nodes=len(nodes))
+    new = [n for n in nodes if not any(deployment.certificates.glob(f"*-{n}.*"))]
+    if new:
+        add_nodes(deployment.certificates, new)
+    if not _token(deployment):
+        write_atomically([(_token_file(deployment), secrets.token_hex(16).encode())])
     for group in ("server", *(f"node-{node}" for node in nodes)):
         if not (secret := secret_of(deployment, group)).exists():
             write_atomically([(secret, secrets.token_hex(32).encode())])
     for node in nodes:
-        write_toml(node_config_of(deployment, node), deployment.node_config(node))
+        told = toml(deployment.node_config(node)).encode()
+        write_atomically([(node_config_of(deployment, node), told)])
 
 
 def _unready(deployment: Deployment) -> list[str]:
@@ -207,10 +234,8 @@ def _unready(deployment: Deployment) -> list[str]:
 
 def _start(deployment: Deployment, role: Role) -> None:
     home = deployment.state / "flwr" / role.name
-    work = home / "work"
-    work.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        log = stack.enter_context(open(log_of(deployment, role), "ab", opener=_owner_only))
+    work = private_folder(home / "work")
+    with open_private(log_of(deployment, role)) as log:
         subprocess.Popen(
             role.command,
             env=flower_environment(home) | dict([_marking(deployment, role).split("=", 1)]),
@@ -219,6 +244,7 @@ def _start(deployment: Deployment, role: Role) -> None:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=0o077,
         )
 
 
@@ -233,7 +259,7 @@ def _await(deployment: Deployment, ready: Callable[[], bool], what: str) -> None
     while not ready():
         for one in living(deployment):
             if one.role.name in started and not one.pids:
-                raise DeploymentFailure(_why_ended(deployment, one.role))
+                raise DeploymentFailure(why_ended(deployment, one.role))
         if time.monotonic() > deadline:
             raise DeploymentFailure(
                 f"waited {START_SECONDS:.0f} s for {what}; logs: {deployment.logs}"
@@ -241,10 +267,12 @@ def _await(deployment: Deployment, ready: Callable[[], bool], what: str) -> None
         time.sleep(0.2)
 
 
-def _why_ended(deployment: Deployment, role: Role) -> str:
+def why_ended(deployment: Deployment, role: Role) -> str:
+    """What a process that ended said last, in words where its reason is known."""
     log = log_of(deployment, role)
-    said = plain(log.read_text(errors="replace")).splitlines()[-SAID:]
-    known = [why for text, why in _KNOWN.items() if any(text in line for line in said)]
+    said = _log(deployment, role, max(0, _said(deployment, role) - SAID_BYTES)).splitlines()
+    known = [why for text, why in KNOWN.items() if any(text in line for line in said)]
+    said = said[-SAID:]
     return f"{role.name} ended{': ' + known[0] if known else ''}; {log} ends with:\n" + "\n".join(
         said
     )
@@ -255,18 +283,28 @@ def _healthy(deployment: Deployment) -> bool:
     return answers(f"https://{LOOPBACK}:{deployment.ports.control}/health", context)
 
 
+def _said(deployment: Deployment, role: Role) -> int:
+    """Size of a role's log."""
+    log = log_of(deployment, role)
+    return log.stat().st_size if log.exists() else 0
+
+
+def _log(deployment: Deployment, role: Role, start: int) -> str:
+    """A role's log from a byte on."""
+    with log_of(deployment, role).open("rb") as log:
+        log.seek(start)
+        return plain(log.read().decode(errors="replace"))
+
+
+def _token_file(deployment: Deployment) -> Path:
+    return deployment.state / "token"
+
+
 def _token(deployment: Deployment) -> str:
-    """Of this deployment and no other; made when it is first needed."""
-    kept = deployment.state / "token"
-    if not kept.exists():
-        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically([(kept, secrets.token_hex(16).encode())])
-    return kept.read_text()
+    """Of this deployment and no other; empty if it was never up."""
+    kept = _token_file(deployment)
+    return kept.read_text() if kept.exists() else ""
 
 
 def _marking(deployment: Deployment, role: Role) -> str:
     return f"{_MARK}={_token(deployment)}:{role.name};"
-
-
-def _owner_only(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -65,7 +65,7 @@ def _superlink(deployment: Deployment) -> Role:
             f"--fleet-api-address={deployment.listen}:{ports.fleet}",
             f"--database={deployment.state / 'superlink.db'}",
         ),
-        ((LOOPBACK, ports.control), (deployment.listen, ports.fleet)),
+        ((LOOPBACK, ports.control), (str(deployment.listen), ports.fleet)),
     )
 
 

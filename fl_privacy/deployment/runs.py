@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fl_privacy.deployment.local import CONNECTION, ask, control
-from fl_privacy.deployment.topology import Deployment, DeploymentError, DeploymentFailure
+from fl_privacy.deployment.topology import (
+    Deployment,
+    DeploymentError,
+    DeploymentFailure,
+    check_run,
+)
 from fl_privacy.preflight import prepare
-from fl_privacy.run_folder import RunFolder, writable_run_folder
+from fl_privacy.recording_store import write_atomically
+from fl_privacy.run_folder import RunFolder, private_folder, writable_run_folder
 from fl_privacy.settings import Scalar, parse_settings
-from fl_privacy.simulation import STARTED, assemble_app, follow, require_completed, write_toml
+from fl_privacy.simulation import assemble_app, follow, require_completed, write_toml
 
 FEWER = "num-server-rounds"
-FINISHED, COMPLETED = "finished", "finished:completed"
+FINISHED = "finished"
 
 
 def run(
@@ -24,6 +31,7 @@ def run(
     name: str,
     changes: Mapping[str, Scalar],
     *,
+    audit: bool = False,
     resume: bool = False,
     stream: Callable[[str], None] = lambda line: None,
 ) -> Path:
@@ -39,28 +47,33 @@ def run(
         DeploymentError: not a name of a folder, or nothing is left to run.
         DeploymentFailure, SimulationError: the SuperLink does not answer, or the run failed.
     """
+    check_run(changes)
     folder, link = run_folder(deployment, name), control(deployment)
-    if resume and (running := running_in(deployment, folder)):
-        _, crash = follow(link, ["flwr", "log", running, CONNECTION], folder.log, stream, running)
-        if _ended(deployment, running) == COMPLETED:
-            return folder.path
     config: dict[str, Scalar] = {"min-clients": len(deployment.nodes), "record-failures": "go-on"}
-    config |= {**deployment.run, **changes}
+    config |= {**deployment.run, **changes, "audit": audit}
+    total = parse_settings(config).num_server_rounds
+    if resume and (running := going_on(deployment, name)):
+        follow(link, ["flwr", "log", running, CONNECTION], folder.log, stream, running)
+        _ended(deployment, running)
+        if rounds_done(folder) >= total:
+            return folder.path
     if resume:
         config |= {
             "resume": True,
             FEWER: rounds_left(folder, parse_settings(config).num_server_rounds),
         }
     config["out-dir"] = str(folder.path)
-    if not any(node.dataset for node in deployment.nodes):
-        prepare(parse_settings(config), len(deployment.nodes), folder)
+    own_data = any(node.dataset for node in deployment.nodes)
+    prepare(parse_settings(config), len(deployment.nodes), folder, own_data=own_data)
     ask(deployment, "supernode", "list")  # so that an absent SuperLink is told at once
     writable_run_folder(folder.path, resume=resume)
     with tempfile.TemporaryDirectory(prefix="flp-") as temporary:
         app = assemble_app(Path(temporary) / "app")
         settings = write_toml(Path(temporary) / "run.toml", config)
         command = ["flwr", "run", str(app), CONNECTION, "--stream", "--run-config", str(settings)]
-        run_id, crash = follow(link, command, folder.log, stream)
+        run_id, crash = follow(
+            link, command, folder.log, stream, on_start=partial(_remember, deployment, name)
+        )
     _ended(deployment, run_id)
     require_completed(link, run_id, crash, folder.log)
     return folder.path
@@ -72,20 +85,29 @@ def stop(deployment: Deployment, name: str) -> bool:
     Raises:
         DeploymentError, DeploymentFailure: no name of a run, or the SuperLink does not answer.
     """
-    running = running_in(deployment, run_folder(deployment, name))
-    if running:
+    run_folder(deployment, name)
+    if running := going_on(deployment, name):
         ask(deployment, "stop", running)
     return running is not None
 
 
-def running_in(deployment: Deployment, folder: RunFolder) -> str | None:
-    """Id of the run that writes into a folder now, by what its log says and the SuperLink knows."""
-    if not folder.log.exists():
+def going_on(deployment: Deployment, name: str) -> str | None:
+    """Id of the run of this name, if the SuperLink says that it has not finished.
+
+    By what was kept when it was submitted: a log holds what clients say.
+    """
+    kept = deployment.state / "runs" / name
+    if not kept.exists():
         return None
-    told = STARTED.findall(folder.log.read_text(encoding="utf-8", errors="replace"))
+    run_id = kept.read_text()
     known = {str(one["run-id"]): str(one["status"]) for one in runs(deployment)}
-    going = [one for one in told if not known.get(one, FINISHED).startswith(FINISHED)]
-    return going[-1] if going else None
+    return None if known.get(run_id, FINISHED).startswith(FINISHED) else run_id
+
+
+def _remember(deployment: Deployment, name: str, run_id: str) -> None:
+    kept = deployment.state / "runs" / name
+    private_folder(kept.parent)
+    write_atomically([(kept, run_id.encode())])
 
 
 def _ended(deployment: Deployment, run_id: str) -> str:

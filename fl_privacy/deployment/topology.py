@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -30,15 +32,18 @@ NODE = """
 # client-defense = "gaussian_noise(scale=0.1)"
 """
 
+OWN_NODE_KEYS = {
+    "client-dataset": "a node's own dataset is, in its table [[nodes]]",
+    "client-audit-dir": "the node's folder is",
+    "client-state-dir": "the node's folder is",
+}
 OWN_RUN_KEYS = {
+    **OWN_NODE_KEYS,
     "out-dir": "the name given to the run is",
     "resume": "--resume is",
     "audit": "--audit is",
-}
-OWN_NODE_KEYS = {
-    "client-dataset": "dataset is",
-    "client-audit-dir": "the node's folder is",
-    "client-state-dir": "the node's folder is",
+    "client-defense": "a node says its own, in its table [[nodes]]",
+    "client-defended-share": "a node says its own defense, in its table [[nodes]]",
 }
 
 
@@ -54,17 +59,21 @@ def _hyphens(table: Any) -> Any:
     return {str(k).replace("_", "-"): v for k, v in table.items()} if type(table) is dict else table
 
 
-def _run_settings(table: dict[str, Scalar]) -> dict[str, Scalar]:
+def check_run(table: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Run settings that a deployment leaves to whoever runs it.
+
+    Raises:
+        DeploymentError: one that it sets, or a node.
+        ComponentError: an unknown or wrong one.
+    """
     for key in table:
         if key in OWN_RUN_KEYS:
-            raise ValueError(f"{key} is not set here: {OWN_RUN_KEYS[key]}")
-        if key.startswith("client-defense"):
-            raise ValueError(f"{key} is not set here: a node says its own, in its table [[nodes]]")
+            raise DeploymentError(f"{key} is not set here: {OWN_RUN_KEYS[key]}")
     parse_settings(table)
-    return table
+    return dict(table)
 
 
-RunTable = Annotated[dict[str, Scalar], BeforeValidator(_hyphens), AfterValidator(_run_settings)]
+RunTable = Annotated[dict[str, Scalar], BeforeValidator(_hyphens), AfterValidator(check_run)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -81,7 +90,11 @@ class Node(Component):
 
     dataset: Annotated[str, Field(description="data of its own; empty: its partition")] = ""
     superlink: Annotated[
-        str, Field(description="host:port where it finds the SuperLink; empty: the port fleet")
+        str,
+        Field(
+            pattern=r"^([A-Za-z0-9.-]+:[0-9]{1,5})?$",
+            description="host:port where it finds the SuperLink; empty: the port fleet",
+        ),
     ] = ""
     settings: Annotated[
         dict[str, Scalar], Field(default_factory=dict, description="client-... settings")
@@ -114,8 +127,8 @@ class Deployment(Component):
         tuple[str, ...], Field(description="of the server in its certificate, beside localhost")
     ] = ()
     listen: Annotated[
-        str, Field(description="address on which SuperNodes are awaited; 0.0.0.0 for all")
-    ] = "127.0.0.1"
+        IPv4Address, Field(description="address on which SuperNodes are awaited; 0.0.0.0 for all")
+    ] = IPv4Address("127.0.0.1")
     ports: Annotated[Ports, Field(default_factory=Ports)]
     run: Annotated[RunTable, Field(default_factory=dict, description="settings of every run")]
     nodes: Annotated[tuple[Node, ...], Field(min_length=1, description="SuperNodes, in order")]

@@ -204,8 +204,8 @@ def report(soak: Soak, faults: Counter[str]) -> dict[str, object]:
     missing = [e for e in entries if e.status.startswith(MISSED)]
     ok = [entry for entry in entries if entry.ok]
     for entry in ok:
-        recording.returned(entry)
-        recording.sent(entry)
+        assert all(tensor.isfinite().all() for tensor in recording.returned(entry).values())
+        assert all(tensor.isfinite().all() for tensor in recording.sent(entry).values())
     return {
         "rounds": soak.done,
         "faults": dict(faults),

@@ -88,7 +88,7 @@ def contents(run: Path) -> set[tuple[int, str, str]]:
 def test_a_deployed_run_records_the_very_bits_of_the_simulated_one(
     deployment: Deployment, tmp_path: Path
 ) -> None:
-    deployed = runs.run(deployment, "first", {"num-server-rounds": 2, "audit": True})
+    deployed = runs.run(deployment, "first", {"num-server-rounds": 2}, audit=True)
     simulate({**RUN, "num-server-rounds": 2}, out=tmp_path / "simulated", clients=2)
     assert contents(deployed) == contents(tmp_path / "simulated")
     assert len(contents(deployed)) == 4
@@ -127,15 +127,18 @@ def test_who_is_not_let_in(deployment: Deployment, tmp_path: Path) -> None:
     link = f"--superlink={LOOPBACK}:{deployment.ports.fleet}"
     trusting, key = f"--root-certificates={own}/ca.crt", "--auth-supernode-private-key="
     cases = {
-        "unregistered": (trusting, f"{key}{other}/node-0.key"),
-        "no key": (trusting,),
-        "other authority": (f"--root-certificates={other}/ca.crt", f"{key}{own}/node-0.key"),
-        "plain text": ("--insecure",),
+        "code: 2004": (trusting, f"{key}{other}/node-0.key"),
+        "code: 2001": (trusting,),
+        "CERTIFICATE_VERIFY_FAILED": (
+            f"--root-certificates={other}/ca.crt",
+            f"{key}{own}/node-0.key",
+        ),
+        "Socket closed": ("--insecure",),
     }
     before = local.online(deployment)
     (port,) = free_ports(1)
     alone = ("--isolation=process", f"--port={port}", "--max-retries=1")
-    for name, options in cases.items():
+    for said, options in cases.items():
         done = subprocess.run(
             ["flower-supernode", link, *alone, *options],
             env=flower_environment(tmp_path / "home"),
@@ -144,7 +147,10 @@ def test_who_is_not_let_in(deployment: Deployment, tmp_path: Path) -> None:
             text=True,
             check=False,
         )
-        assert done.returncode != 0, f"{name} was let in: {done.stdout}"
+        assert done.returncode != 0, f"{options} was let in: {done.stdout}"
+        text = done.stdout + done.stderr
+        assert said in text
+        assert said in local.KNOWN
     assert local.online(deployment) == before == 2
 
 
@@ -183,7 +189,7 @@ def test_up_starts_only_what_ended_and_a_run_goes_on_after_it(deployment: Deploy
     assert now["supernode-0"] >= {min(ended[0]["supernode-0"])}
     assert now["superlink"] != ended[0]["superlink"]
     deadline = time.monotonic() + 200
-    while runs.running_in(deployment, folder) and time.monotonic() < deadline:
+    while runs.going_on(deployment, name) and time.monotonic() < deadline:
         time.sleep(2)  # until the SuperLink finds that the server app is gone
     runs.run(deployment, name, {"num-server-rounds": total}, resume=True)
     assert runs.rounds_done(folder) == total

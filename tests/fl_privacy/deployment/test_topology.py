@@ -14,16 +14,28 @@ from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink as sup
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode as supernode_parser
 
 from fl_privacy.component import ComponentError
-from fl_privacy.deployment.local import taken_ports
+from fl_privacy.deployment.local import (
+    down,
+    living,
+    log_of,
+    online,
+    taken_ports,
+    why_ended,
+)
 from fl_privacy.deployment.roles import Role, roles
+from fl_privacy.deployment.runs import run
 from fl_privacy.deployment.topology import (
     Deployment,
     DeploymentError,
+    DeploymentFailure,
     read_deployment,
     write_example,
 )
+from fl_privacy.run_folder import private_folder
 from fl_privacy.settings import parse_settings
 from fl_privacy.simulation import write_toml
+from fl_privacy.tls import CertificateError, add_nodes, write_certificates
+from fl_privacy.tls_check import problems
 
 PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "flower-superlink": superlink_parser,
@@ -137,6 +149,51 @@ def test_a_node_is_told_its_share_its_folders_and_its_own_settings(tmp_path: Pat
     for node in (0, 1):
         own = found.node_config(node).items()
         parse_settings({k: v for k, v in own if k.startswith("client-")})
+
+
+def test_why_a_process_ended_is_told_in_words_and_in_its_own(tmp_path: Path) -> None:
+    found = read(tmp_path, TWO)
+    role = roles(found)[2]
+    private_folder(found.logs)
+    said = [
+        "old\n" * 5000,
+        "Exit Code: 305\n",
+        "[code: 2004] Failed to activate SuperNode.\x1b[0m\n",
+    ]
+    log_of(found, role).write_text("".join(said))
+    text = why_ended(found, role)
+    assert text.startswith("supernode-0 ended: its key is not registered")
+    assert text.endswith("[code: 2004] Failed to activate SuperNode.[0m")
+    assert len(text.splitlines()) == 13
+
+
+def test_a_node_that_is_added_gets_a_key_of_the_same_authority(tmp_path: Path) -> None:
+    write_certificates(tmp_path / "certs", nodes=1)
+    before = (tmp_path / "certs/node-0.key").read_bytes()
+    add_nodes(tmp_path / "certs", [1, 2])
+    assert problems(tmp_path / "certs", nodes=3) == []
+    assert (tmp_path / "certs/node-0.key").read_bytes() == before
+    with pytest.raises(CertificateError, match="not overwritten"):
+        add_nodes(tmp_path / "certs", [2])
+    (tmp_path / "certs/ca.key").unlink()
+    with pytest.raises(CertificateError, match=r"ca\.key is missing, which signs for new nodes"):
+        add_nodes(tmp_path / "certs", [3])
+
+
+def test_asking_of_a_deployment_that_was_never_up_makes_nothing(tmp_path: Path) -> None:
+    found = read(tmp_path, TWO)
+    assert not any(one.pids for one in living(found))
+    assert down(found) == 0
+    with pytest.raises(DeploymentFailure, match="fl-privacy deploy up"):
+        online(found)
+    assert not found.path.exists()
+
+
+def test_a_run_may_not_set_what_its_nodes_or_the_deployment_set(tmp_path: Path) -> None:
+    found = read(tmp_path, TWO)
+    for key in ("client-defense", "client-audit-dir", "resume", "out-dir"):
+        with pytest.raises(DeploymentError, match=f"{key} is not set here"):
+            run(found, "first", {key: "x"})
 
 
 def test_a_port_that_is_taken_is_named_with_who_wanted_it(tmp_path: Path) -> None:
