@@ -21,8 +21,11 @@ def main() -> int:
             [audit, *COMMAND], capture_output=True, text=True, timeout=SECONDS, check=False
         )
         found = json.loads(done.stdout)["dependencies"]
-    except (subprocess.TimeoutExpired, ValueError, KeyError) as error:
-        print(f"Dependencies were not scanned: {type(error).__name__}")
+    except subprocess.TimeoutExpired:
+        print(f"Dependencies were not scanned: no answer within {SECONDS} s")
+        return 0
+    except (ValueError, KeyError):
+        print(f"Dependencies were not scanned: {done.stderr.strip()[-300:]}")
         return 0
     scanned = [one for one in found if "vulns" in one]
     bad = [one for one in scanned if one["vulns"]]

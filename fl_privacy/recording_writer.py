@@ -69,7 +69,9 @@ class RecordingWriter:
         self._store = store
         self._patient = False
         self._complaint = ""
+        self._told = set[object]()
         self._unlisted: list[Entry] = []
+        self._refused: list[tuple[str, bytes]] = []
         self._unsent: set[str] = set()
         self._segment = segment
         self._lines = lines
@@ -203,6 +205,7 @@ class RecordingWriter:
                 if self._unlisted:  # what is stored now could not be listed either
                     raise RecordingError(self._complaint)
                 self._put(self._files(coming, entries, first))
+                self._tell_recovery(entries)
             except RecordingError as error:
                 self._go_on_without(error)
                 deque(coming, maxlen=0)
@@ -220,10 +223,8 @@ class RecordingWriter:
         """Store which replies of a round were kept out of the aggregate; nothing, if none was."""
         if refused := list(refusals):
             with self._writing():
-                try:
-                    self._store.put([file_of(refused)])
-                except RecordingError as error:
-                    self._go_on_without(error)
+                self._refused.append(file_of(refused))
+                self._put_refused()
 
     def close(self) -> None:
         """Flush and let another writer in."""
@@ -251,10 +252,19 @@ class RecordingWriter:
                 )
             yield
 
+    def _put_refused(self) -> None:
+        """Store the files of refusals that could not be stored before."""
+        try:
+            self._store.put(self._refused)
+            self._refused = []
+        except RecordingError as error:
+            self._go_on_without(error)
+
     def _finish(self) -> None:
         """Write what waits, and the lines that could not be written before."""
         try:
             self._put_waiting()
+            self._put_refused()
             self._list([])
             self._store.flush()
         except RecordingError as error:
@@ -264,9 +274,17 @@ class RecordingWriter:
         """Say what was not stored; an impatient writer raises."""
         if not (self._patient or isinstance(error, BudgetError)):
             raise error
-        if str(error) != self._complaint:
-            self._complaint = str(error)
+        cause = error.__cause__.errno if isinstance(error.__cause__, OSError) else str(error)
+        if cause not in self._told:
             getLogger("flwr").warning("training goes on unrecorded: %s", plain(str(error)))
+        self._told.add(cause)
+        self._complaint = str(error)
+
+    def _tell_recovery(self, entries: Sequence[Entry]) -> None:
+        if self._complaint and any(entry.ok for entry in entries):
+            getLogger("flwr").warning("recording goes on")
+            self._complaint = ""
+            self._told.clear()
 
     def _put_waiting(self) -> None:
         """Store what was sent; replies to what could not be stored are not stored either."""

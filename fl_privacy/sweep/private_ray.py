@@ -36,7 +36,8 @@ def private_ray(cpus: int, gpus: int = 0) -> Iterator[None]:
     mark = secrets.token_hex(16)
     with short_folder() as home, signals_raise():
         try:
-            with _environment({**_ENVIRONMENT, _MARK: mark, MEMORY_SHARES: str(cpus)}):
+            shares = str(-(-cpus // max(1, gpus)))  # of a GPU's memory, or of the machine's
+            with _environment({**_ENVIRONMENT, _MARK: mark, MEMORY_SHARES: shares}):
                 try:
                     _start(cpus, gpus, str(home))
                 except RayTimeoutError:  # which another attempt may survive

@@ -123,6 +123,7 @@ def test_a_disk_that_stays_full_leaves_what_is_there_and_resuming_goes_on(
             writer.put_refusals([refusal])
     assert statuses(root) == each([1])
     assert Recording(root).verify() == []
+    assert sum("training goes on unrecorded" in r.getMessage() for r in caplog.records) == 1
     disk.full = ()
     with RecordingWriter.open(root, MANIFEST, resume=True) as writer:
         write_round(writer, 1)
@@ -178,6 +179,21 @@ def test_a_budget_stops_the_recording_and_not_training(
         assert not any(entry.ok for entry in write_round(writer, 1)), "it counts what is there"
     with RecordingWriter.open(root, MANIFEST, resume=True, budget=10 * budget) as writer:
         assert all(entry.ok for entry in write_round(writer, 1))
+
+
+def test_refusals_and_the_return_of_room_are_told_as_soon_as_there_is_some(
+    tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "r"
+    with RecordingWriter.open(root, MANIFEST, patient=True) as writer:
+        disk.full = ("refused", "updates")
+        write_round(writer, 1)
+        writer.put_refusals([Refusal(attempt=1, round=1, n=0, node="1", reason="no")])
+        assert list(Recording(root).refusals()) == []
+        disk.full = ()
+        write_round(writer, 2)
+    assert [r.round for r in Recording(root).refusals()] == [1]
+    assert [r.getMessage() for r in caplog.records][-1] == "recording goes on"
 
 
 def test_one_reply_that_does_not_fit_leaves_the_others(tmp_path: Path) -> None:
