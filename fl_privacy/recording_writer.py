@@ -275,7 +275,7 @@ class RecordingWriter:
         if not (self._patient or isinstance(error, BudgetError)):
             raise error
         cause = error.__cause__.errno if isinstance(error.__cause__, OSError) else str(error)
-        if cause not in self._told:
+        if cause not in self._told and str(error) != self._complaint:
             getLogger("flwr").warning("training goes on unrecorded: %s", plain(str(error)))
         self._told.add(cause)
         self._complaint = str(error)
