@@ -32,13 +32,17 @@ from fl_privacy.tls_check import problems as certificate_problems
 
 CONNECTION = "deployed"
 START_SECONDS = 90.0
+RETRY_SECONDS = 5.0
 SAID, SAID_BYTES = 12, 4_000
 """Lines of its log that tell why a process ended, and bytes in which they are looked for."""
 
 _MARK = "FL_PRIVACY_DEPLOYMENT"
+REFUSED = "code: 2004"
+"""To an unknown key, and for a minute to one of a node that was killed: it counts as online."""
+
 KNOWN = {
     "code: 2001": "the SuperNode has no key",
-    "code: 2004": "its key is not registered with the SuperLink, or no longer",
+    REFUSED: "its key is not registered with the SuperLink, or no longer",
     "CERTIFICATE_VERIFY_FAILED": "it does not trust the SuperLink's certificate",
     "Socket closed": "the SuperLink speaks TLS, and it does not",
     "Invalid timestamp": "its clock differs from the SuperLink's by more than five seconds",
@@ -81,12 +85,9 @@ def up(deployment: Deployment, tell: Callable[[str], None] = lambda step: None) 
     for role in by_name.values():
         _start(deployment, role)
     tell("waiting for the SuperNodes")
-    new = [role for role in said if role.name.startswith("supernode")]
-
-    def joined() -> bool:
-        return all(_JOINED in _log(deployment, role, said[role]) for role in new)
-
-    _await(deployment, joined, "the SuperNodes to be let in")
+    for role in said:
+        if role.name.startswith("supernode"):
+            _admit(deployment, role, said[role])
     _await(deployment, lambda: online(deployment) >= len(nodes), "all SuperNodes to be online")
 
 
@@ -246,6 +247,26 @@ def _start(deployment: Deployment, role: Role) -> None:
             start_new_session=True,
             umask=0o077,
         )
+
+
+def _admit(deployment: Deployment, role: Role, since: int) -> None:
+    """Wait until a SuperNode is let in; start it again as long as it may count as online still.
+
+    Raises:
+        DeploymentFailure: it ended for another reason, or was not let in for too long.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while _JOINED not in (text := _log(deployment, role, since)):
+        late = time.monotonic() > deadline
+        if not marked(_marking(deployment, role)):
+            if late or REFUSED not in text:
+                raise DeploymentFailure(why_ended(deployment, role))
+            time.sleep(RETRY_SECONDS)
+            since = _said(deployment, role)
+            _start(deployment, role)
+        elif late:
+            raise DeploymentFailure(f"{role.name} was not let in: {log_of(deployment, role)}")
+        time.sleep(0.2)
 
 
 def _await(deployment: Deployment, ready: Callable[[], bool], what: str) -> None:

@@ -200,6 +200,19 @@ def test_up_starts_only_what_ended_and_a_run_goes_on_after_it(deployment: Deploy
         runs.run(deployment, name, {"num-server-rounds": total}, resume=True)
 
 
+@pytest.mark.timeout(400)
+def test_a_node_that_was_killed_is_let_in_again(deployment: Deployment) -> None:
+    """Though the SuperLink takes it for online at first, and refuses its key."""
+    for one in local.living(deployment):
+        if one.role.name in ("supernode-1", "clientapp-1"):
+            for pid in one.pids:
+                os.kill(pid, signal.SIGKILL)
+    local.up(deployment)
+    assert all(one.pids for one in local.living(deployment))
+    (role,) = (r.role for r in local.living(deployment) if r.role.name == "supernode-1")
+    assert local.log_of(deployment, role).read_text().count("SuperNode ID:") >= 2
+
+
 def test_what_keeps_a_deployment_from_starting_is_named_at_once(
     deployment: Deployment, tmp_path: Path
 ) -> None:
