@@ -54,14 +54,11 @@ def run(
     total = parse_settings(config).num_server_rounds
     if resume and (running := going_on(deployment, name)):
         follow(link, ["flwr", "log", running, CONNECTION], folder.log, stream, running)
-        _ended(deployment, running)
+        require_ended(deployment, running)
         if rounds_done(folder) >= total:
             return folder.path
     if resume:
-        config |= {
-            "resume": True,
-            FEWER: rounds_left(folder, parse_settings(config).num_server_rounds),
-        }
+        config |= {"resume": True, FEWER: rounds_left(folder, total)}
     config["out-dir"] = str(folder.path)
     own_data = any(node.dataset for node in deployment.nodes)
     prepare(parse_settings(config), len(deployment.nodes), folder, own_data=own_data)
@@ -74,7 +71,7 @@ def run(
         run_id, crash = follow(
             link, command, folder.log, stream, on_start=partial(_remember, deployment, name)
         )
-    _ended(deployment, run_id)
+    require_ended(deployment, run_id)
     require_completed(link, run_id, crash, folder.log)
     return folder.path
 
@@ -110,11 +107,11 @@ def _remember(deployment: Deployment, name: str, run_id: str) -> None:
     write_atomically([(kept, run_id.encode())])
 
 
-def _ended(deployment: Deployment, run_id: str) -> str:
-    """How a run that was followed ended.
+def require_ended(deployment: Deployment, run_id: str) -> None:
+    """See to it that a run that was followed has ended.
 
     Raises:
-        DeploymentFailure: nobody knows, as the SuperLink is gone or the run goes on.
+        DeploymentFailure: it goes on, or nobody knows, as the SuperLink is gone.
     """
     try:
         status = str(ask(deployment, "list", "--run-id", run_id)["runs"][0]["status"])
@@ -125,7 +122,6 @@ def _ended(deployment: Deployment, run_id: str) -> str:
             f"run {run_id} was followed no longer; its state is {status}. Once fl-privacy deploy "
             f"up has brought back what ended, the same command with --resume goes on"
         )
-    return status
 
 
 def run_folder(deployment: Deployment, name: str) -> RunFolder:

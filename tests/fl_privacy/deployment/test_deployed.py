@@ -25,20 +25,11 @@ from fl_privacy.simulation import simulate
 from fl_privacy.superlink import flower_environment
 from fl_privacy.tls import write_certificates
 from fl_privacy.truth import TruthVault
+from tests.benchmarks.soak import free_ports
 
 pytestmark = pytest.mark.flower
 RUN: dict[str, Scalar] = {"dataset": "digits", "model": "mlp(hidden=(8,))", "lr": 0.1, "seed": 5}
 OURS = 0o077
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind((LOOPBACK, 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def free_pair() -> int:
