@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fl_privacy.recording_store import write_atomically
 from fl_privacy.run_folder import RunFolderError, open_private
@@ -23,14 +24,37 @@ def begin_attempt(path: Path, attempt: int) -> None:
     """
     if not path.exists():
         return
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
-    try:
-        earlier = [line for line in whole if json.loads(line)["attempt"] < attempt]
-    except (ValueError, TypeError, KeyError) as error:
-        raise RunFolderError(
-            f"{path}: a line is damaged ({error}); repair or remove the file"
-        ) from None
+    earlier = [json.dumps(line) for line in read_lines(path) if line["attempt"] < attempt]
     write_atomically([(path, "".join(f"{line}\n" for line in earlier).encode())])
+
+
+def completed_rounds(path: Path) -> list[tuple[int, int]]:
+    """Attempt and round of every aggregate; not of the initial model.
+
+    Raises:
+        RunFolderError: a line cannot be read.
+    """
+    return [(line["attempt"], line["round"]) for line in read_lines(path) if line["round"]]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a history, none if there is none.
+
+    Raises:
+        RunFolderError: a line cannot be read.
+    """
+    if not path.exists():
+        return []
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        try:
+            line = json.loads(text)
+            lines.append({**line, "attempt": int(line["attempt"]), "round": int(line["round"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunFolderError(
+                f"{path}: line {number} is damaged ({error}); repair or remove the file"
+            ) from None
+    return lines
 
 
 def add_round(

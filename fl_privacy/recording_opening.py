@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fl_privacy.recording_format import MANIFEST, Manifest, RecordingError
 from fl_privacy.recording_index import attempts, files_of, read_entries, segments
 from fl_privacy.recording_reader import read_manifest
@@ -58,20 +60,24 @@ def check_same(store: Store, manifest: Manifest) -> None:
             )
 
 
-def recover(store: Store) -> tuple[int, int, int]:
-    """Clear what a kill left; the new attempt, the open segment and its number of lines."""
+def recover(store: Store, known: Iterable[int] = ()) -> tuple[int, int, int]:
+    """Clear what a kill left; the new attempt, the open segment and its number of lines.
+
+    ``known``: attempts of which the recording may hold nothing.
+    """
     numbers = attempts(store)
     left = [f"{folder}/{name}" for folder in _FOLDERS for name in store.names(folder)]
     for path in left + [path for last in numbers[-1:] for path in files_of(store, last)]:
         if path.endswith(TEMPORARY):
             store.remove(path)
     names = segments(store)
+    earlier = {*numbers, *known}
     if not names:
-        return max(numbers, default=0) + 1, 0, 0
+        return max(earlier, default=0) + 1, 0, 0
     path = f"index/{names[-1]}"
     data = store.read(path)
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
         store.put([(path, whole)])
-    numbers += (entry.attempt for entry in read_entries(store))
-    return max(numbers, default=0) + 1, len(names) - 1, whole.count(b"\n")
+    earlier.update(entry.attempt for entry in read_entries(store))
+    return max(earlier, default=0) + 1, len(names) - 1, whole.count(b"\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -51,6 +51,7 @@ from fl_privacy.recording_store import (
 WAITING_BYTES = 64 * 2**20
 LOST = "error: lost, the recording was interrupted"
 MISSED = "error: not recorded"
+NOTHING = "error: nothing is recorded of this round"
 
 
 class RecordingWriter:
@@ -91,6 +92,7 @@ class RecordingWriter:
         resume: bool = False,
         patient: bool = False,
         budget: int = 0,
+        completed: Collection[tuple[int, int]] = (),
     ) -> RecordingWriter:
         """Create a recording, or resume one as a new attempt (which keeps its manifest).
 
@@ -101,6 +103,9 @@ class RecordingWriter:
             resume: continue an existing recording of the same model, data and training.
             patient: go on without what cannot be stored.
             budget: bytes that the recording may take in all; 0 for any number.
+            completed: attempt and round of what the run itself kept, if it resumes; rounds of
+                the last attempt that were not listed (a full disk, then a kill) are, as
+                `NOTHING`.
 
         Raises:
             RecordingError: relative or unwritable folder, a folder of something else, an
@@ -116,10 +121,10 @@ class RecordingWriter:
                 check_same(store, manifest)
             else:
                 create(store, manifest)
-            place = recover(store)
+            place = recover(store, (attempt for attempt, _ in completed))
             bounded = Budgeted(store, budget) if budget else store
             writer = cls(bounded, *place)
-            writer._adopt()  # without patience: its lines come before all others
+            writer._adopt(completed)  # without patience: its lines come before all others
             writer._patient = patient
             writer._owned = owned.pop_all()
         return writer
@@ -389,14 +394,16 @@ class RecordingWriter:
             self._n = fitting[-1].n + 1
             entries = entries[len(fitting) :]
 
-    def _adopt(self) -> None:
+    def _adopt(self, completed: Collection[tuple[int, int]]) -> None:
         """List the intact updates that the last attempt stored but could not list.
 
-        Failures have no file of their own: a number that is missing between was one.
+        Failures have no file of their own: a number that is missing between was one, and of a
+        ``completed`` round nothing may be left.
         """
         last = self.attempt - 1
         listed = [entry for entry in read_entries(self._store) if entry.attempt == last]
         self._n = listed[-1].n + 1 if listed else 0
+        seen = {entry.round for entry in listed}
         for path in strays(self._store, {entry.file for entry in listed}):
             attempt, n, round = numbers_of(path)
             if attempt != last or n < self._n:
@@ -410,6 +417,14 @@ class RecordingWriter:
                 for i in range(self._n, n)
             ]
             self._list([*lost, entry])
+            seen.add(round)
+        unseen = sorted({round for attempt, round in completed if attempt == last} - seen)
+        self._list(
+            [
+                Entry(attempt=last, round=round, node="", n=n, status=NOTHING)
+                for n, round in enumerate(unseen, start=self._n)
+            ]
+        )
         self._store.flush()
         self._n = 0
 

@@ -20,9 +20,10 @@ from fl_privacy.checkpoint import load_initial_model, load_last_model, save_mode
 from fl_privacy.claims import most_examples
 from fl_privacy.code_digest import code_digest
 from fl_privacy.component import create
-from fl_privacy.history import add_round, begin_attempt
+from fl_privacy.history import add_round, begin_attempt, completed_rounds
 from fl_privacy.protocols import Dataset, Model
 from fl_privacy.recording import RecordingWriter
+from fl_privacy.rounds import parse_rounds
 from fl_privacy.run_folder import RunFolder, RunFolderError, writable_run_folder
 from fl_privacy.run_manifest import manifest_of
 from fl_privacy.seeding import generator
@@ -59,12 +60,15 @@ def main(grid: Grid, context: Context) -> None:
     inner = server_strategy(settings)
     manifest = manifest_of(settings, task)
     patient = settings.record_failures == "go-on"
+    is_recorded = parse_rounds(settings.record_rounds)
+    completed = completed_rounds(folder.history) if settings.resume else []
     with RecordingWriter.open(
         folder.recording,
         manifest,
         resume=settings.resume,
         patient=patient,
         budget=settings.record_bytes,
+        completed=[(attempt, round) for attempt, round in completed if is_recorded(round)],
     ) as writer:
         if settings.resume:
             load_last_model(model, folder)

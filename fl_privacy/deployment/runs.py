@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,6 +15,7 @@ from fl_privacy.deployment.topology import (
     DeploymentFailure,
     check_run,
 )
+from fl_privacy.history import read_lines
 from fl_privacy.preflight import prepare
 from fl_privacy.recording_store import write_atomically
 from fl_privacy.run_folder import RunFolder, private_folder, writable_run_folder
@@ -154,12 +154,9 @@ def rounds_left(folder: RunFolder, total: int) -> int:
 def rounds_done(folder: RunFolder) -> int:
     """Rounds whose aggregate was kept, over all attempts: each goes on from the last of these."""
     last: dict[int, int] = {}
-    if folder.history.exists():
-        for line in folder.history.read_text(encoding="utf-8").split("\n")[:-1]:
-            entry = json.loads(line)
-            if not entry.get("kept", True):
-                continue
-            last[entry["attempt"]] = max(last.get(entry["attempt"], 0), entry["round"])
+    for line in read_lines(folder.history):
+        if line.get("kept", True):
+            last[line["attempt"]] = max(last.get(line["attempt"], 0), line["round"])
     return sum(last.values())
 
 

@@ -16,7 +16,7 @@ from fl_privacy.inspection import recorded
 from fl_privacy.recording import Entry, Recording, RecordingError, RecordingWriter, Reply
 from fl_privacy.recording_format import NO_LAYOUT, Arrays
 from fl_privacy.recording_refusals import Refusal
-from fl_privacy.recording_writer import MISSED
+from fl_privacy.recording_writer import MISSED, NOTHING
 from strategies.recorder import Recorder
 from tests.fl_privacy.test_recording import MANIFEST, WEIGHTS
 
@@ -128,6 +128,36 @@ def test_a_disk_that_stays_full_leaves_what_is_there_and_resuming_goes_on(
     with RecordingWriter.open(root, MANIFEST, resume=True) as writer:
         write_round(writer, 1)
     assert len(statuses(root)) == 2 * CLIENTS
+    assert Recording(root).verify() == []
+
+
+@pytest.mark.parametrize("recorded_before", [1, 0])
+def test_completed_rounds_whose_lines_a_kill_took_are_listed_when_the_run_resumes(
+    recorded_before: int, tmp_path: Path, disk: Disk
+) -> None:
+    """The disk is full, the process is killed: no line of these rounds is anywhere."""
+    root = tmp_path / "r"
+    killed = RecordingWriter.open(root, MANIFEST, patient=True)
+    for round in range(1, recorded_before + 1):
+        write_round(killed, round)
+    disk.full = ("updates", "globals", "schemas", "index")
+    for round in range(recorded_before + 1, 4):
+        write_round(killed, round)
+    killed._owned.close()  # the lock alone: nothing more is written
+    disk.full = ()
+    history = [(1, 1), (1, 2), (1, 3)]
+    for completed in (history, [*history, (2, 1)]):
+        with RecordingWriter.open(root, MANIFEST, resume=True, completed=completed) as writer:
+            attempt = writer.attempt
+            write_round(writer, 1)
+    assert attempt == 3
+    lines = [(e.attempt, e.round, e.n, e.status) for e in Recording(root).entries(status=None)]
+    rounds = range(1, recorded_before + 1)
+    listed = [(1, r, CLIENTS * (r - 1) + i, "ok") for r in rounds for i in range(CLIENTS)]
+    gone = range(recorded_before + 1, 4)
+    nothing = [(1, r, len(listed) + i, NOTHING) for i, r in enumerate(gone)]
+    later = [(attempt, 1, i, "ok") for attempt in (2, 3) for i in range(CLIENTS)]
+    assert lines == [*listed, *nothing, *later]
     assert Recording(root).verify() == []
 
 

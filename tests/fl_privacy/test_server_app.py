@@ -1,6 +1,7 @@
 """The ServerApp against an in-process grid: no Ray, no network."""
 
 import json
+import shutil
 import stat
 from collections.abc import Callable, Mapping
 from logging import getLogger
@@ -18,6 +19,7 @@ from fl_privacy.code_digest import code_digest
 from fl_privacy.component import ComponentError
 from fl_privacy.datasets.digits import Digits
 from fl_privacy.recording import Recording, RecordingError
+from fl_privacy.recording_writer import NOTHING
 from fl_privacy.round_progress import INITIAL
 from fl_privacy.run_folder import RunFolderError
 from fl_privacy.settings import RunSettings, Scalar
@@ -190,6 +192,21 @@ def test_a_run_that_recorded_nothing_is_taken_up_with_one_history(
     assert stat.S_IMODE((tmp_path / "history.jsonl").stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize(("rounds", "marked"), [("", [2, 3]), ("1,2", [2])])
+def test_a_completed_round_that_the_recording_lost_is_marked_when_the_run_resumes(
+    rounds: str, marked: list[int], tmp_path: Path
+) -> None:
+    run(tmp_path, adding(1.0), {"num-server-rounds": 3, "record-rounds": rounds})
+    index = tmp_path / "recording/index/000000.jsonl"
+    index.write_text("".join(index.read_text().splitlines(keepends=True)[:2]))
+    for round in (2, 3):
+        shutil.rmtree(tmp_path / f"recording/updates/1/{round}", ignore_errors=True)
+    run(tmp_path, adding(1.0), {"num-server-rounds": 1, "record-rounds": rounds, "resume": True})
+    failed = Recording(tmp_path / "recording").entries(status="error")
+    assert [(e.attempt, e.round, e.status) for e in failed] == [(1, r, NOTHING) for r in marked]
+    assert history(tmp_path) == [(1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (2, 1)]
+
+
 @pytest.mark.parametrize(("wanted", "scored"), [(7, 7), (0, 360), (2000, 360)])
 def test_a_seeded_choice_of_test_images_scores_every_round(
     wanted: int,
@@ -221,7 +238,7 @@ def test_a_cut_off_history_is_mended_and_a_damaged_one_named(tmp_path: Path) -> 
     run(tmp_path, adding(1.0), {"resume": True, "num-server-rounds": 1})
     assert history(tmp_path) == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
     path.write_text("nonsense\n" + path.read_text())
-    with pytest.raises(RunFolderError, match=r"history.jsonl: a line is damaged"):
+    with pytest.raises(RunFolderError, match=r"history.jsonl: line 1 is damaged"):
         run(tmp_path, adding(1.0), {"resume": True})
 
 
