@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,12 +24,21 @@ def memory_shares() -> int:
     return max(1, int(os.environ.get(MEMORY_SHARES, "1")))
 
 
-def marked(mark: str) -> set[int]:
+Process = tuple[int, int, str]
+"""Its id, its parent's, and its environment."""
+
+
+def processes() -> list[Process]:
+    """The living ones; of other users' the environment is not seen."""
+    return list(_linux_processes() if Path("/proc/self/environ").exists() else _ps_processes())
+
+
+def marked(mark: str, among: Iterable[Process] | None = None) -> set[int]:
     """Ids of the living processes whose environment holds ``mark``, and of their children.
 
-    Processes of other users are not seen. The calling process is never one of them.
+    Looks at all there are unless told ``among`` which. The calling process is never one of them.
     """
-    rows = list(_linux_processes() if Path("/proc/self/environ").exists() else _ps_processes())
+    rows = processes() if among is None else list(among)
     found = {pid for pid, _, environment in rows if mark in environment}
     grown = True
     while grown:
@@ -58,7 +67,7 @@ def end(mark: str, *, patience: float = 3.0) -> set[int]:
     return set()
 
 
-def _linux_processes() -> Iterator[tuple[int, int, str]]:
+def _linux_processes() -> Iterator[Process]:
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
@@ -69,7 +78,7 @@ def _linux_processes() -> Iterator[tuple[int, int, str]]:
                 yield int(folder.name), int(parent), environment
 
 
-def _ps_processes() -> Iterator[tuple[int, int, str]]:
+def _ps_processes() -> Iterator[Process]:
     listing = subprocess.run(
         ["ps", "-axEww", "-o", "pid=,ppid=,stat=,command="],
         capture_output=True,

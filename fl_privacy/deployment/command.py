@@ -158,7 +158,7 @@ def status(file: File = DEFAULT) -> None:
 
     The exit status is 1 unless all processes live and all nodes are online.
     """
-    from fl_privacy.deployment import local, runs
+    from fl_privacy.deployment import local, members, runs
     from fl_privacy.deployment.topology import DeploymentFailure
 
     deployment = _read(file)
@@ -166,7 +166,7 @@ def status(file: File = DEFAULT) -> None:
     found = local.living(deployment)
     console.print(_processes(deployment, found))
     try:
-        online, known = local.online(deployment), runs.runs(deployment)
+        online, known = members.online(deployment), runs.runs(deployment)
     except DeploymentFailure:
         console.print("The SuperLink does not answer.")
         raise typer.Exit(1) from None

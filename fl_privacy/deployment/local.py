@@ -6,7 +6,8 @@ children: that is how they are found again, by another command too, and how they
 
 from __future__ import annotations
 
-import json
+import fcntl
+import os
 import secrets
 import shutil
 import socket
@@ -14,24 +15,24 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from fl_privacy.deployment.control import START_SECONDS
+from fl_privacy.deployment.members import former, online, register, spent_keys, unregister
 from fl_privacy.deployment.roles import LOOPBACK, Role, node_config_of, roles, secret_of
 from fl_privacy.deployment.topology import Deployment, DeploymentError, DeploymentFailure
 from fl_privacy.printable import plain
-from fl_privacy.processes import end, marked
+from fl_privacy.processes import end, marked, processes
+from fl_privacy.recording_format import digest
 from fl_privacy.recording_store import write_atomically
 from fl_privacy.run_folder import open_private, private_folder
 from fl_privacy.simulation import toml
-from fl_privacy.superlink import SuperLink, answers, flower_environment
+from fl_privacy.superlink import answers, flower_environment
 from fl_privacy.tls import CA, add_nodes, write_certificates
 from fl_privacy.tls_check import problems as certificate_problems
 
-CONNECTION = "deployed"
-START_SECONDS = 90.0
 RETRY_SECONDS = 5.0
 SAID, SAID_BYTES = 12, 4_000
 """Lines of its log that tell why a process ended, and bytes in which they are looked for."""
@@ -62,16 +63,25 @@ class Living:
 def up(deployment: Deployment, tell: Callable[[str], None] = lambda step: None) -> None:
     """Start every process that does not run, register the nodes, and wait until all are online.
 
-    ``tell`` hears what is being waited for.
+    Nodes that are no longer in the file end, and their keys let nobody in. ``tell`` hears what
+    is being waited for.
 
     Raises:
-        DeploymentError: certificates, keys or ports are not as they should be.
+        DeploymentError: certificates, keys or ports are not as they should be, a process runs
+            with what was changed since, or another command brings the deployment up.
         DeploymentFailure: a process ended or did not come up; what does run goes on.
     """
     _prepare(deployment)
-    dead = [one.role for one in living(deployment) if not one.pids]
-    if found := [*_unready(deployment), *taken_ports(dead)]:
-        raise DeploymentError("; ".join(found))
+    with _alone(deployment):
+        _up(deployment, tell)
+
+
+def _up(deployment: Deployment, tell: Callable[[str], None]) -> None:
+    found = living(deployment)
+    dead = [one.role for one in found if not one.pids]
+    wrong = [*_unready(deployment), *spent_keys(deployment), *_outdated(deployment, found)]
+    if wrong := [*wrong, *taken_ports(dead)]:
+        raise DeploymentError("; ".join(wrong))
     by_name = {role.name: role for role in dead}
     link, nodes = by_name.pop("superlink", None), range(len(deployment.nodes))
     tell("starting the SuperLink")
@@ -79,6 +89,10 @@ def up(deployment: Deployment, tell: Callable[[str], None] = lambda step: None) 
         _start(deployment, link)
     _await(deployment, lambda: _healthy(deployment), "the SuperLink to answer")
     tell("registering the nodes")
+    for node in former(deployment):
+        for name in (f"supernode-{node}", f"clientapp-{node}"):
+            _end(_marking(deployment, name))
+        unregister(deployment, node)
     for node in nodes:
         register(deployment, node)
     said = {role: _said(deployment, role) for role in by_name.values()}
@@ -101,16 +115,15 @@ def down(deployment: Deployment) -> int:
         return 0
     mark = f"{_MARK}={token}"
     there = len(marked(mark))
-    if left := end(mark, patience=10.0):
-        raise DeploymentFailure(f"processes {sorted(left)} could not be ended")
+    _end(mark)
     return there
 
 
 def living(deployment: Deployment) -> list[Living]:
     """Every role with the processes that fill it now; none of a deployment that was never up."""
-    there = _token(deployment)
+    there = processes() if _token(deployment) else []
     return [
-        Living(role, frozenset(marked(_marking(deployment, role)) if there else ()))
+        Living(role, frozenset(marked(_marking(deployment, role.name), there)))
         for role in roles(deployment)
     ]
 
@@ -133,69 +146,6 @@ def taken_ports(wanted: list[Role]) -> Iterator[str]:
 def log_of(deployment: Deployment, role: Role) -> Path:
     """What a process says."""
     return deployment.logs / f"{role.name}.log"
-
-
-def control(deployment: Deployment) -> SuperLink:
-    """The environment in which ``flwr`` reaches the SuperLink of a deployment.
-
-    Raises:
-        DeploymentFailure: there is none, as the deployment was never up.
-    """
-    if not deployment.state.is_dir():
-        raise DeploymentFailure("the deployment was never up: fl-privacy deploy up")
-    home = deployment.state / "flwr" / "control"
-    private_folder(home / "work")
-    (home / "config.toml").write_text(
-        f"[superlink]\ndefault = {json.dumps(CONNECTION)}\n[superlink.{CONNECTION}]\n"
-        f"address = {json.dumps(f'{LOOPBACK}:{deployment.ports.control}')}\n"
-        f"root-certificates = {json.dumps(str(deployment.certificates / CA) + '.crt')}\n"
-    )
-    return SuperLink(home, flower_environment(home))
-
-
-def ask(deployment: Deployment, *command: str) -> dict[str, Any]:
-    """What a ``flwr`` command answers in JSON.
-
-    Raises:
-        DeploymentFailure: the SuperLink does not answer, or refuses.
-    """
-    link = control(deployment)
-    done = subprocess.run(
-        ["flwr", *command, CONNECTION, "--format", "json"],
-        env=link.environment,
-        cwd=link.work,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-    )
-    answer: dict[str, Any] = {}
-    with suppress(ValueError):
-        answer = json.loads(done.stdout)
-    if not answer.get("success"):
-        said = answer.get("error-message") or done.stderr or done.stdout
-        raise DeploymentFailure(f"flwr {' '.join(command)}: {plain(str(said)).strip()}")
-    return answer
-
-
-def register(deployment: Deployment, node: int) -> None:
-    """Let a node's key in, once."""
-    public = deployment.certificates / f"node-{node}.pub"
-    kept = deployment.state / f"node-{node}.registered"
-    if kept.exists() and kept.read_bytes() == public.read_bytes():
-        return
-    try:
-        ask(deployment, "supernode", "register", str(public))
-    except DeploymentFailure as failure:
-        if "already in use" not in str(failure):
-            raise
-    write_atomically([(kept, public.read_bytes())])
-
-
-def online(deployment: Deployment) -> int:
-    """How many SuperNodes are online."""
-    nodes = ask(deployment, "supernode", "list")["nodes"]
-    return sum(node["status"] == "online" for node in nodes)
 
 
 def _prepare(deployment: Deployment) -> None:
@@ -233,13 +183,56 @@ def _unready(deployment: Deployment) -> list[str]:
     return found
 
 
+@contextmanager
+def _alone(deployment: Deployment) -> Iterator[None]:
+    """No second command starts the same processes meanwhile."""
+    descriptor = os.open(deployment.state, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise DeploymentError(
+            f"another command is bringing up {deployment.path}; wait for it to end"
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+def _outdated(deployment: Deployment, found: list[Living]) -> Iterator[str]:
+    """A sentence for each process that was started with other settings, keys or certificates."""
+    for one in found:
+        kept = _terms_file(deployment, one.role)
+        if one.pids and kept.exists() and kept.read_text() != _terms(one.role):
+            yield (
+                f"{one.role.name} runs with what has been changed since (settings, ports, keys or "
+                f"certificates): fl-privacy deploy down, then up"
+            )
+
+
+def _terms_file(deployment: Deployment, role: Role) -> Path:
+    return deployment.state / f"{role.name}.started"
+
+
+def _terms(role: Role) -> str:
+    """A digest of a role's command and of every file that it reads when it starts."""
+    named = (Path(option.partition("=")[2]) for option in role.command if "=" in option)
+    files = [path.read_bytes() for path in named if path.is_file() and path.suffix != ".db"]
+    return digest(b"\0".join([*map(str.encode, role.command), *files]))
+
+
+def _end(mark: str) -> None:
+    if left := end(mark, patience=10.0):
+        raise DeploymentFailure(f"processes {sorted(left)} could not be ended")
+
+
 def _start(deployment: Deployment, role: Role) -> None:
+    write_atomically([(_terms_file(deployment, role), _terms(role).encode())])
     home = deployment.state / "flwr" / role.name
     work = private_folder(home / "work")
     with open_private(log_of(deployment, role)) as log:
         subprocess.Popen(
             role.command,
-            env=flower_environment(home) | dict([_marking(deployment, role).split("=", 1)]),
+            env=flower_environment(home) | dict([_marking(deployment, role.name).split("=", 1)]),
             cwd=work,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -258,7 +251,7 @@ def _admit(deployment: Deployment, role: Role, since: int) -> None:
     deadline = time.monotonic() + START_SECONDS
     while _JOINED not in (text := _log(deployment, role, since)):
         late = time.monotonic() > deadline
-        if not marked(_marking(deployment, role)):
+        if not marked(_marking(deployment, role.name)):
             if late or REFUSED not in text:
                 raise DeploymentFailure(why_ended(deployment, role))
             time.sleep(RETRY_SECONDS)
@@ -327,5 +320,6 @@ def _token(deployment: Deployment) -> str:
     return kept.read_text() if kept.exists() else ""
 
 
-def _marking(deployment: Deployment, role: Role) -> str:
-    return f"{_MARK}={_token(deployment)}:{role.name};"
+def _marking(deployment: Deployment, role: str) -> str:
+    """What the environment of a role's processes holds."""
+    return f"{_MARK}={_token(deployment)}:{role};"

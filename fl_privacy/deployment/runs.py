@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fl_privacy.deployment.local import CONNECTION, ask, control
+from fl_privacy.deployment.control import CONNECTION, ask, control
 from fl_privacy.deployment.topology import (
     Deployment,
     DeploymentError,

@@ -14,14 +14,15 @@ from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink as sup
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode as supernode_parser
 
 from fl_privacy.component import ComponentError
+from fl_privacy.deployment import local, members
 from fl_privacy.deployment.local import (
     down,
     living,
     log_of,
-    online,
     taken_ports,
     why_ended,
 )
+from fl_privacy.deployment.members import former, online, register, spent_keys, unregister
 from fl_privacy.deployment.roles import Role, roles
 from fl_privacy.deployment.runs import run
 from fl_privacy.deployment.topology import (
@@ -178,6 +179,93 @@ def test_a_node_that_is_added_gets_a_key_of_the_same_authority(tmp_path: Path) -
     (tmp_path / "certs/ca.key").unlink()
     with pytest.raises(CertificateError, match=r"ca\.key is missing, which signs for new nodes"):
         add_nodes(tmp_path / "certs", [3])
+
+
+def test_who_leaves_or_has_a_new_key_is_no_longer_let_in_by_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[tuple[str, ...]]()
+
+    def answer(_: Deployment, *command: str) -> dict[str, int]:
+        asked.append(command[1:])
+        return {"node-id": 100 + len(asked)}
+
+    monkeypatch.setattr(members, "ask", answer)
+    both = read(tmp_path, TWO)
+    private_folder(both.certificates)
+    private_folder(both.state)
+    keys = [both.certificates / f"node-{node}.pub" for node in (0, 1)]
+    for node, key in enumerate(keys):
+        key.write_text(f"key {node}")
+        register(both, node)
+        register(both, node)
+    assert asked == [("register", str(key)) for key in keys], "once each"
+    keys[0].write_text("new key")
+    register(both, 0)
+    assert asked[2:] == [("unregister", "101"), ("register", str(keys[0]))]
+    assert list(former(both)) == []
+    alone = both.model_copy(update={"nodes": both.nodes[:1]})
+    assert list(former(alone)) == [1]
+    unregister(alone, 1)
+    assert asked[4:] == [("unregister", "102")]
+    assert list(former(alone)) == []
+    assert not list(spent_keys(alone))
+    (said,) = spent_keys(both)
+    assert said.startswith("the key of node 1 left with its node, and the SuperLink takes none")
+
+
+def test_a_key_registered_by_a_command_that_was_cut_off_is_kept_but_not_told_to_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> dict[str, int]:
+        raise DeploymentFailure("Public key already in use.")
+
+    monkeypatch.setattr(members, "ask", refuse)
+    found = read(tmp_path, TWO)
+    private_folder(found.certificates)
+    private_folder(found.state)
+    (found.certificates / "node-0.pub").write_text("key")
+    register(found, 0)
+    with pytest.raises(DeploymentFailure, match=r"lost when it was registered: .*superlink\.db"):
+        unregister(found, 0)
+
+
+def test_a_process_that_runs_with_what_was_changed_is_named(tmp_path: Path) -> None:
+    """Its settings, its key or its certificate, as all are files that its command names."""
+    found = read(tmp_path, TWO)
+    private_folder(found.state)
+    private_folder(found.certificates)
+    role = next(role for role in roles(found) if role.name == "supernode-0")
+    config = found.state / "node-0.toml"
+    config.write_text("num-partitions = 2\n")
+    kept = found.state / "supernode-0.started"
+    kept.write_text(local._terms(role))
+    lives = [local.Living(role, frozenset({1}))]
+    assert not list(local._outdated(found, lives))
+    for path in (config, found.certificates / "node-0.key", found.certificates / "ca.crt"):
+        path.write_text("other")
+        (said,) = local._outdated(found, lives)
+        assert said.startswith("supernode-0 runs with what has been changed since")
+        kept.write_text(local._terms(role))
+    link = next(role for role in roles(found) if role.name == "superlink")
+    (found.state / "superlink.started").write_text(local._terms(link))
+    (found.state / "superlink.db").write_text("grows")
+    assert not list(local._outdated(found, [local.Living(link, frozenset({1}))]))
+    config.unlink()
+    assert not list(local._outdated(found, [local.Living(role, frozenset())]))
+
+
+def test_no_two_commands_bring_up_at_once(tmp_path: Path) -> None:
+    found = read(tmp_path, TWO)
+    private_folder(found.state)
+    with (
+        local._alone(found),
+        pytest.raises(DeploymentError, match="another command is bringing up"),
+        local._alone(found),
+    ):
+        pass
+    with local._alone(found):
+        pass
 
 
 def test_asking_of_a_deployment_that_was_never_up_makes_nothing(tmp_path: Path) -> None:
