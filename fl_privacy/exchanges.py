@@ -173,6 +173,18 @@ def aggregate(exchanges: Sequence[Exchange]) -> Exchange:
     )
 
 
+def incomplete(exchange: Exchange, missing: int) -> Exchange:
+    """An exchange, of no use to an aggregate if replies of its round are ``missing``."""
+    if not missing:
+        return exchange
+    return replace(
+        exchange,
+        update={},
+        returned_buffers={},
+        flaw=f"{missing} of the round's replies could not be recorded, so its sum is not known",
+    )
+
+
 def digest(*parts: str) -> str:
     """SHA-256 of parts that contain no line breaks, as 32 hexadecimal digits."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

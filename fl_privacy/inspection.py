@@ -15,7 +15,6 @@ from rich.table import Table
 from fl_privacy.component import ComponentError, Group, find, installed
 from fl_privacy.printable import plain, printable
 from fl_privacy.recording import Entry, Manifest, Recording, Refusal
-from fl_privacy.recording_writer import MISSED
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.settings import RunSettings
 from strategies.differential_privacy import dp_parameters, dp_strategies
@@ -50,11 +49,11 @@ def overview(recording: Recording) -> Iterator[Table]:
 def recorded(run: Path) -> str:
     """What to tell at the end of a run: where it is, and what of it is missing and why."""
     entries = list(Recording(RunFolder(run).recording).entries(status=None))
-    missing = [entry.status for entry in entries if entry.status.startswith(MISSED)]
+    missing = [entry.status for entry in entries if entry.unrecorded]
     said = f"Recorded in {run}. Look at it: fl-privacy inspect {run}"
     if not missing:
         return said
-    reason = missing[-1].removeprefix(MISSED).removeprefix(": ")
+    reason = missing[-1].removeprefix("error: ").removeprefix("not recorded: ")
     return f"{len(missing)} of {len(entries)} replies are not recorded: {plain(reason)}\n{said}"
 
 

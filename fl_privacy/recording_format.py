@@ -68,6 +68,12 @@ class Manifest(BaseModel):
     code_digest: str = ""
 
 
+MISSED = "error: not recorded"
+LOST = "error: lost, the recording was interrupted"
+NOTHING = "error: nothing is recorded of this round"
+"""Statuses of what came and could not be stored."""
+
+
 class Entry(BaseModel):
     """One index line: one reply of one client, or its failure.
 
@@ -96,6 +102,11 @@ class Entry(BaseModel):
     def ok(self) -> bool:
         """Whether the client returned tensors."""
         return self.status == "ok"
+
+    @property
+    def unrecorded(self) -> bool:
+        """Whether this stands for what came and could not be stored; no client can say so."""
+        return not self.global_digest and self.status.startswith((MISSED, LOST, NOTHING))
 
 
 class TensorSpec(BaseModel):

@@ -10,7 +10,7 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -289,24 +289,35 @@ class RemoteStore:
     def where(self, path: str = "") -> str:
         return f"{self.url}/{path}"
 
+    @contextmanager
+    def _asking(self, path: str = "") -> Iterator[None]:
+        """What the store reports, in the recording's words; that something is missing passes."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise RecordingError(f"{self.where(path)}: {error}") from error
+
     def exists(self, path: str) -> bool:
-        return bool(self.filesystem.exists(f"{self.root}/{path}"))
+        with self._asking(path):
+            return bool(self.filesystem.exists(f"{self.root}/{path}"))
 
     def names(self, folder: str) -> list[str]:
         self.filesystem.invalidate_cache()
         try:
-            found = self.filesystem.ls(f"{self.root}/{folder}".rstrip("/"), detail=False)
+            with self._asking(folder):
+                found = self.filesystem.ls(f"{self.root}/{folder}".rstrip("/"), detail=False)
         except FileNotFoundError:
             return []
         return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in found)
 
     def read(self, path: str) -> bytes:
         try:
-            return bytes(self.filesystem.cat_file(f"{self.root}/{path}"))
+            with self._asking(path):
+                return bytes(self.filesystem.cat_file(f"{self.root}/{path}"))
         except FileNotFoundError:
             raise RecordingError(f"{self.where(path)}: the file is missing") from None
-        except OSError as error:
-            raise RecordingError(f"{self.where(path)}: {error}") from error
 
     def put(self, files: Iterable[tuple[str, bytes]]) -> None:
         for path, data in files:
@@ -330,12 +341,11 @@ class RemoteStore:
 
     def size(self) -> int:
         try:
-            return int(self.filesystem.du(self.root))
+            with self._asking():
+                return int(self.filesystem.du(self.root))
         except FileNotFoundError:
             return 0
-        except OSError as error:
-            raise RecordingError(f"{self.where()}: {error}") from error
 
     def remove(self, path: str) -> None:
-        if self.exists(path):
+        with self._asking(path), suppress(FileNotFoundError):
             self.filesystem.rm_file(f"{self.root}/{path}")

@@ -17,8 +17,11 @@ from typing import Self
 from fl_privacy.printable import plain
 from fl_privacy.recording_format import (
     LINES_PER_SEGMENT,
+    LOST,
     MANIFEST,
+    MISSED,
     NO_LAYOUT,
+    NOTHING,
     Arrays,
     Entry,
     Layout,
@@ -49,9 +52,6 @@ from fl_privacy.recording_store import (
 )
 
 WAITING_BYTES = 64 * 2**20
-LOST = "error: lost, the recording was interrupted"
-MISSED = "error: not recorded"
-NOTHING = "error: nothing is recorded of this round"
 
 
 class RecordingWriter:

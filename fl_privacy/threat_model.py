@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Annotated, Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from fl_privacy import component
 from fl_privacy.component import Component, ComponentError
 from fl_privacy.custom_model import check_runs
-from fl_privacy.exchanges import ExchangeReader, digest, link
+from fl_privacy.exchanges import ExchangeReader, digest, incomplete, link
 from fl_privacy.parameter_names import within
 from fl_privacy.recording import Recording
 from fl_privacy.rounds import parse_rounds
@@ -117,8 +118,15 @@ class ThreatModel(Component):
             for e in entries
             if wanted(e.round) and not (summed and (e.attempt, e.n) in kept_out)
         ]
-        check_runs(network, task)
         own = {(e.attempt, e.round): e.update for e in exchanges if e.node == self.own_node}
+        if summed:
+            missing = Counter(
+                (e.attempt, e.round)
+                for e in recording.entries(status="error")
+                if e.unrecorded and e.node != self.own_node and (e.attempt, e.n) not in kept_out
+            )
+            exchanges = [incomplete(e, missing[e.attempt, e.round]) for e in exchanges]
+        check_runs(network, task)
         targets = link([e for e in exchanges if e.node != self.own_node], self.unit)
         if not targets:
             raise ThreatModelError(

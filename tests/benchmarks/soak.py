@@ -31,7 +31,6 @@ from pathlib import Path
 from fl_privacy.deployment import local, runs
 from fl_privacy.deployment.topology import Deployment
 from fl_privacy.recording import Recording
-from fl_privacy.recording_writer import MISSED
 from fl_privacy.run_folder import RunFolder
 from fl_privacy.settings import Scalar
 
@@ -201,7 +200,7 @@ def report(soak: Soak, faults: Counter[str]) -> dict[str, object]:
     lines = soak.folder.history.read_text().splitlines()
     history = [json.loads(line) for line in lines if json.loads(line)["round"]]
     listed = {(entry.attempt, entry.round) for entry in entries}
-    missing = [e for e in entries if e.status.startswith(MISSED)]
+    missing = [e for e in entries if e.unrecorded]
     ok = [entry for entry in entries if entry.ok]
     for entry in ok:
         assert all(tensor.isfinite().all() for tensor in recording.returned(entry).values())
@@ -212,7 +211,7 @@ def report(soak: Soak, faults: Counter[str]) -> dict[str, object]:
         "attempts": max(entry.attempt for entry in entries),
         "updates recorded": len(ok),
         "error replies recorded": len(entries) - len(ok) - len(missing),
-        "updates marked as not recorded (disk full)": len(missing),
+        "lines that mark what is not recorded (disk full)": len(missing),
         "completed rounds that the recording does not list": sum(
             (line["attempt"], line["round"]) not in listed for line in history
         ),

@@ -1,5 +1,6 @@
 """One odd reply costs one target, never the analysis."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from adversaries.baseline import Baseline
 from adversaries.gradient_similarity import GradientSimilarity
 from fl_privacy.recording import Layout, Manifest, Recording, RecordingError, RecordingWriter
+from fl_privacy.recording_format import MISSED
 from fl_privacy.recording_refusals import Refusal, file_of
 from fl_privacy.testing import toy_model
 from fl_privacy.testing.toys import TASK, TRAINING
@@ -113,6 +115,34 @@ def test_the_aggregate_is_without_what_the_server_kept_out_of_it(tmp_path: Path)
     assert mean.exchanges[0].node == "0+2"
     single = ThreatModel().observe(Recording(path), model=toy_model)
     assert len(single) == 3, "who sees each reply sees that one, too"
+
+
+def test_the_aggregate_of_a_round_that_is_not_whole_fails_with_its_reason(tmp_path: Path) -> None:
+    observed(tmp_path, None)
+    index = tmp_path / "recording/index/000000.jsonl"
+    first, *others = index.read_text().splitlines()
+    gone = json.loads(first) | {"file": "", "bytes": 0, "sha256": "", "schema": ""}
+    path = tmp_path / "recording"
+
+    def means(status: str, sent: str, own_node: str = "") -> Observation:
+        line = json.dumps(gone | {"status": status, "global": sent})
+        index.write_text("\n".join([line, *others, ""]))
+        granted = ThreatModel(unit="aggregate", own_node=own_node)
+        (mean,) = granted.observe(Recording(path), model=toy_model)
+        return mean
+
+    full = f"{MISSED}: no space left"
+    (mean,) = means(full, "").exchanges
+    assert mean.flaw.startswith("1 of the round's replies could not be recorded")
+    assert not mean.update
+    assert not means(full, gone["global"]).exchanges[0].flaw, "a client's own words"
+    assert not means("error: it ran out of memory", "").exchanges[0].flaw, "was never in the sum"
+    assert not means(full, "", own_node="0").exchanges[0].flaw
+    refusal = Refusal(attempt=1, round=1, n=gone["n"], node="0", reason="it does not fit")
+    name, data = file_of([refusal])
+    (path / name).parent.mkdir()
+    (path / name).write_bytes(data)
+    assert not means(full, "").exchanges[0].flaw
 
 
 def test_the_adversarys_own_node_is_no_target_and_its_update_is_known(tmp_path: Path) -> None:

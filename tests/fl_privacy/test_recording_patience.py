@@ -14,9 +14,8 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from fl_privacy import recording_store
 from fl_privacy.inspection import recorded
 from fl_privacy.recording import Entry, Recording, RecordingError, RecordingWriter, Reply
-from fl_privacy.recording_format import NO_LAYOUT, Arrays
+from fl_privacy.recording_format import MISSED, NO_LAYOUT, NOTHING, Arrays
 from fl_privacy.recording_refusals import Refusal
-from fl_privacy.recording_writer import MISSED, NOTHING
 from strategies.recorder import Recorder
 from tests.fl_privacy.test_recording import MANIFEST, WEIGHTS
 

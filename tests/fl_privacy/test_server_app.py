@@ -19,7 +19,7 @@ from fl_privacy.code_digest import code_digest
 from fl_privacy.component import ComponentError
 from fl_privacy.datasets.digits import Digits
 from fl_privacy.recording import Recording, RecordingError
-from fl_privacy.recording_writer import NOTHING
+from fl_privacy.recording_format import NOTHING
 from fl_privacy.round_progress import INITIAL
 from fl_privacy.run_folder import RunFolderError
 from fl_privacy.settings import RunSettings, Scalar
