@@ -28,19 +28,12 @@ from strategies.grid import RecordingGrid
 from strategies.recording import RecordingStrategy
 from strategies.require_replies import RequireReplies
 from strategies.wrapper import StrategyWrapper
+from tests.strategies.flower_strategies import made
 from tests.strategies.in_process_grid import Client, InProcessGrid, round_in
 
 NODES = list(range(101, 109))
 N = len(NODES)
 MANIFEST = Manifest(created="2025-01-01T00:00:00Z")
-SETTINGS: dict[str, dict[str, float]] = {
-    "Bulyan": {"num_malicious_nodes": 1},
-    "Krum": {"num_malicious_nodes": 1},
-    "MultiKrum": {"num_malicious_nodes": 1, "num_nodes_to_select": 3},
-    "QFedAvg": {"client_learning_rate": 0.1},
-    "FedAvgM": {"server_momentum": 0.9},
-    "FedProx": {"proximal_mu": 0.1},
-}
 
 
 def offered() -> list[str]:
@@ -52,14 +45,6 @@ def offered() -> list[str]:
         and not inspect.isabstract(getattr(flower, name))
         and "Xgb" not in name
     )
-
-
-def made(name: str) -> Strategy:
-    if not name.startswith("DifferentialPrivacy"):
-        return getattr(flower, name)(**SETTINGS.get(name, {}))  # type: ignore[no-any-return]
-    fixed = {"clipping_norm": 1.0} if "Fixed" in name else {}
-    wrapper = getattr(flower, name)
-    return wrapper(FedAvg(), noise_multiplier=0.5, num_sampled_clients=N, **fixed)  # type: ignore[no-any-return]
 
 
 def model() -> nn.Module:
@@ -121,8 +106,8 @@ def _quick_collections() -> Iterator[None]:
 @pytest.mark.parametrize("name", offered())
 def test_sparse_replies_give_the_same_aggregate_bit_for_bit(name: str) -> None:
     start = initial(counter=name != "QFedAvg")  # which takes no integers
-    dense = run(made(name), sparse_client(encoded=False), start=start)
-    sparse = run(Decoding(made(name)), sparse_client(encoded=True), start=start)
+    dense = run(made(name, clients=N), sparse_client(encoded=False), start=start)
+    sparse = run(Decoding(made(name, clients=N)), sparse_client(encoded=True), start=start)
     assert bits(sparse) == bits(dense)
     assert {r: dict(m) for r, m in sparse.train_metrics_clientapp.items()} == {
         r: dict(m) for r, m in dense.train_metrics_clientapp.items()

@@ -12,7 +12,6 @@ from io import StringIO
 from logging import getLogger
 from pathlib import Path
 
-import flwr.serverapp.strategy as flower
 import fsspec
 import numpy as np
 import pytest
@@ -34,6 +33,7 @@ from strategies.reply_rules import HEADER_BYTES, OTHER_BYTES, name_flaw
 from strategies.require_replies import RequireReplies
 from strategies.screening import Screening, ScreeningError
 from strategies.wrapper import StrategyWrapper
+from tests.strategies.flower_strategies import made
 from tests.strategies.in_process_grid import Client, ClientError, InProcessGrid, round_in
 
 NODES = list(range(101, 109))
@@ -45,22 +45,15 @@ STATE: dict[str, np.ndarray] = {
     "conv.bias": np.ones(4, dtype=np.float32),
     "bn.num_batches_tracked": np.asarray(3, dtype=np.int64),
 }
+STRATEGIES = [
+    "DifferentialPrivacyClientSideAdaptiveClipping",
+    "Krum",
+    "MultiKrum",
+    "QFedAvg",
+    "FedAdam",
+    "FedMedian",
+]
 NAN = Array(np.full(4, np.nan, dtype=np.float32))
-SETTINGS: dict[str, dict[str, float]] = {
-    "Krum": {"num_malicious_nodes": 1},
-    "MultiKrum": {"num_malicious_nodes": 1, "num_nodes_to_select": 3},
-    "QFedAvg": {"client_learning_rate": 0.1},
-    "FedAdam": {},
-    "FedMedian": {},
-}
-
-
-def made(name: str) -> Strategy:
-    if not name.startswith("DifferentialPrivacy"):
-        return getattr(flower, name)(**SETTINGS.get(name, {}))  # type: ignore[no-any-return]
-    fixed = {"clipping_norm": 1.0} if "Fixed" in name else {}
-    wrapper = getattr(flower, name)
-    return wrapper(FedAvg(), noise_multiplier=0.5, num_sampled_clients=N, **fixed)  # type: ignore[no-any-return]
 
 
 def initial(counter: bool = True) -> ArrayRecord:
@@ -129,11 +122,11 @@ class Seen(StrategyWrapper):
         return super().aggregate_train(server_round, self.replies)
 
 
-@pytest.mark.parametrize("name", ["DifferentialPrivacyClientSideAdaptiveClipping", *SETTINGS])
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_honest_replies_give_the_same_aggregate_bit_for_bit(name: str) -> None:
     start = initial(counter=name != "QFedAvg")  # which takes no integers
-    screening = Screening(made(name))
-    assert bits(run(screening, start=start)) == bits(run(made(name), start=start))
+    screening = Screening(made(name, clients=N))
+    assert bits(run(screening, start=start)) == bits(run(made(name, clients=N), start=start))
     assert screening.refusals == []
 
 
@@ -149,8 +142,10 @@ def test_with_malformed_replies_the_rest_counts_as_if_it_were_alone(name: str) -
             reply.array_records["arrays"]["conv.bias"] = NAN
         return reply
 
-    alone = run(made(name), nodes=[node for node in NODES if node not in bad], order=by_node)
-    assert bits(run(Screening(made(name)), client, order=by_node)) == bits(alone)
+    alone = run(
+        made(name, clients=N), nodes=[node for node in NODES if node not in bad], order=by_node
+    )
+    assert bits(run(Screening(made(name, clients=N)), client, order=by_node)) == bits(alone)
 
 
 # --- a thousand malformed replies ---------------------------------------------------------
