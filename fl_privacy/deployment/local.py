@@ -46,7 +46,9 @@ KNOWN = {
     REFUSED: "its key is not registered with the SuperLink, or no longer",
     "CERTIFICATE_VERIFY_FAILED": "it does not trust the SuperLink's certificate",
     "Socket closed": "the SuperLink speaks TLS, and it does not",
-    "Invalid timestamp": "its clock differs from the SuperLink's by more than five seconds",
+    "SuperNode terminated gracefully": (
+        "it was stopped, or its clock is more than 5 s ahead of the SuperLink's or 305 s behind"
+    ),
 }
 _JOINED = "SuperNode ID:"
 """What a SuperNode says when the SuperLink has let it in."""

@@ -29,6 +29,17 @@ from tests.benchmarks.soak import free_ports
 pytestmark = pytest.mark.flower
 RUN: dict[str, Scalar] = {"dataset": "digits", "model": "mlp(hidden=(8,))", "lr": 0.1, "seed": 5}
 OURS = 0o077
+OTHER_CLOCK = """
+import datetime
+
+class Skewed(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return true.now(tz) + datetime.timedelta(seconds={skew})
+
+true, datetime.datetime = datetime.datetime, Skewed
+"""
+"""A module that Python reads at its start."""
 
 
 def free_pair() -> int:
@@ -142,6 +153,34 @@ def test_who_is_not_let_in(deployment: Deployment, tmp_path: Path) -> None:
         assert said in text
         assert said in local.KNOWN
     assert members.online(deployment) == before == 2
+
+
+@pytest.mark.parametrize("skew", [8, -400])
+@pytest.mark.timeout(200)
+def test_a_clock_that_is_off_lets_nobody_in_and_the_reason_is_told(
+    skew: int, deployment: Deployment, tmp_path: Path
+) -> None:
+    """Flower itself says nothing but that the SuperNode terminated gracefully."""
+    (tmp_path / "sitecustomize.py").write_text(OTHER_CLOCK.format(skew=skew))
+    (role,) = (one.role for one in local.living(deployment) if one.role.name == "supernode-0")
+    (port,) = free_ports(1)
+    kept = ("--superlink", "--root-certificates", "--auth-supernode-private-key")
+    done = subprocess.run(
+        [
+            role.command[0],
+            *(option for option in role.command if option.startswith(kept)),
+            *("--isolation=process", f"--port={port}"),
+        ],
+        env=flower_environment(tmp_path / "home") | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        timeout=120,
+        text=True,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert "SuperNode ID:" not in said
+    assert any(text in said and "clock" in why for text, why in local.KNOWN.items()), said
+    assert members.online(deployment) == 2
 
 
 def test_the_fleet_speaks_tls_only_and_control_listens_on_loopback(deployment: Deployment) -> None:
