@@ -7,7 +7,7 @@ one for each target.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -98,34 +98,48 @@ def contest(defense: str | None, lines: Sequence[Score]) -> Contest:
 
     An attack that would cost the comparison more than half of the clients is set apart.
     """
-    means = {id(line): client_means(line) for line in lines}
-    ready = sorted(lines, key=lambda line: (-len(means[id(line)]), line.analysis.label))
-    common = set(means[id(ready[0])])
-    enough = (len(common) + 1) // 2
-    rivals: list[Score] = []
-    for line in ready:
-        shared = common & set(means[id(line)])
-        if len(shared) >= enough:
-            common, rivals = shared, [*rivals, line]
+    lines = sorted(lines, key=lambda line: line.analysis.label)
+    name = lines[0].metric.name
+    means = [client_means(line.analysis.of(line.defense), name) for line in lines]
+    rivals, common = comparable(means)
     sign = 1 if lines[0].metric.higher_is_leakier else -1
-
-    def strength(line: Score) -> float:
-        return sign * fmean(value for client, value in means[id(line)].items() if client in common)
-
+    ranked = sorted(rivals, key=lambda i: sign * mean_over(common, means[i]), reverse=True)
+    apart = [line for i, line in enumerate(lines) if i not in rivals]
     return Contest(
         defense,
         setting_of(lines[0].analysis),
-        tuple(sorted(rivals, key=strength, reverse=True)),
+        tuple(lines[i] for i in ranked),
         len(common),
-        tuple(line for line in ready if line not in rivals),
+        tuple(apart),
     )
 
 
-def client_means(line: Score) -> dict[Hashable, float]:
+def comparable(means: Sequence[Mapping[Hashable, float]]) -> tuple[list[int], set[Hashable]]:
+    """Which attacks are compared, those with most clients first, and the clients that all scored.
+
+    One that would cost the comparison more than half of the clients is left out.
+    """
+    ready = sorted(range(len(means)), key=lambda i: -len(means[i]))
+    common = set(means[ready[0]])
+    enough = (len(common) + 1) // 2
+    rivals: list[int] = []
+    for i in ready:
+        shared = common & set(means[i])
+        if len(shared) >= enough:
+            common, rivals = shared, [*rivals, i]
+    return rivals, common
+
+
+def client_means(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[Hashable, float]:
     """The mean score of each client's targets: updates, or all its rounds as one target."""
     values: dict[Hashable, list[float]] = {}
-    for row in line.analysis.of(line.defense):
-        value = row.get(line.metric.name)
+    for row in rows:
+        value = row.get(metric)
         if value is not None:
             values.setdefault(client_of(row), []).append(value)
     return {client: fmean(own) for client, own in values.items()}
+
+
+def mean_over(clients: Collection[Hashable], means: Mapping[Hashable, float]) -> float:
+    """The mean score over some clients, each of which counts once."""
+    return fmean(means[client] for client in clients)

@@ -31,12 +31,16 @@ class Answer(BaseModel):
 
 
 class Answers(BaseModel):
-    """All adversaries of one attack on one recording: the plain one first, the guess last."""
+    """All adversaries of one attack on one recording: the plain one first, the guess last.
+
+    ``skipped``: who was left out, and why.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seconds: float
     made: tuple[Answer, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
 
 
 class Measured(BaseModel):
@@ -57,9 +61,9 @@ def answer_of(label: str, results: ResultSet, folder: Path) -> Answer:
     return Answer(label=label, results=place, keys=tuple(row["key"] for row in results.rows()))
 
 
-def write_answers(path: Path, made: Sequence[Answer], seconds: float) -> None:
+def write_answers(path: Path, found: Answers) -> None:
     """Write them as a whole: a file that is there says that the attack is finished."""
-    _write(path, Answers(seconds=round(seconds, 3), made=tuple(made)))
+    _write(path, found)
 
 
 def write_measured(path: Path, made: Sequence[Path], seconds: float) -> None:

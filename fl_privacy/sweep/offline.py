@@ -30,7 +30,7 @@ def underscored(table: Any) -> Any:
 class Attack(Component):
     """Who attacks every point; ``adaptive`` adds those that know its defense, and others.
 
-    A number takes so many of them, those that should do most first. ``own_partition`` makes one
+    A number takes so many of either, those that should do most first. ``own_partition`` makes one
     of the clients the adversary, as in [Melis]: its updates are no targets, and aggregates come
     without them.
     """
@@ -39,7 +39,7 @@ class Attack(Component):
     name: Annotated[str, Field(description="name in figures; empty: the adversary's")] = ""
     adaptive: Annotated[
         bool | PositiveInt,
-        Field(description="also those that know the defense, and those for all; 2: the first two"),
+        Field(description="also those that know the defense, and those for all; 2: two of either"),
     ] = False
     metrics: Annotated[tuple[str, ...], Field(description="scores beside the usual ones")] = ()
     targets: Annotated[PositiveInt | None, Field(description="first targets; none: all")] = None

@@ -192,16 +192,22 @@ def table(sweep: Sweep, found: Sequence[Measured], group: str) -> dict[str, Any]
 def adversaries(found: Sequence[Measured], group: str, attack: str) -> dict[str, Any] | None:
     """Which adversaries each defense met, among whom the strongest is; None where none did."""
     met: dict[str, dict[str, None]] = {}
+    skipped: dict[str, dict[tuple[str, str], None]] = {}
     for measured in found:
         if measured.point.group == group and (attacked := measured.attacked(attack)):
             labels = met.setdefault(measured.point.defense, {})
             labels.update(dict.fromkeys(a.label for a in attacked.adversaries))
+            left_out = skipped.setdefault(measured.point.defense, {})
+            left_out.update(dict.fromkeys(attacked.skipped if measured.point.spec else ()))
     free = [
         name for name in met if any(not m.point.spec and m.point.defense == name for m in found)
     ]
     most = max((len(labels) for labels in met.values()), default=0)
     fewer = [name for name in free if len(met[name]) < most]
-    lines = [{"defense": name, "labels": list(labels)} for name, labels in met.items()]
+    lines = [
+        {"defense": name, "labels": list(labels), "skipped": list(skipped[name])}
+        for name, labels in met.items()
+    ]
     return {"attack": attack, "lines": lines, "fewer": fewer, "most": most} if met else None
 
 

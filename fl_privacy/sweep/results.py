@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from fl_privacy.metrics.statistics import Interval, mean_interval, wilson
 from fl_privacy.plan import PLAIN
 from fl_privacy.recording import Recording
+from fl_privacy.report.contest import client_means, comparable, mean_over
 from fl_privacy.report.reading import read_history
 from fl_privacy.report.scores import interval_of, interval_over
 from fl_privacy.results import MetricInfo, ResultSet
@@ -55,6 +56,14 @@ class Adversary:
         """One row a target."""
         return [row for result in self.results for row in result.rows()]
 
+    def by_client(self, metric: str) -> dict[Hashable, float]:
+        """The mean score of each client; seeds have clients of their own."""
+        return {
+            (seed, client): mean
+            for seed, result in enumerate(self.results)
+            for client, mean in client_means(result.rows(), metric).items()
+        }
+
     def interval(self, metric: str) -> Interval | None:
         """Mean over targets with its 95 % interval; None when nothing was scored by it.
 
@@ -74,11 +83,12 @@ class Adversary:
 
 @dataclass(frozen=True)
 class Attacked:
-    """One attack on one point: all its adversaries, and the guess."""
+    """One attack on one point: all its adversaries, the guess, and who was left out and why."""
 
     attack: Attack
     adversaries: tuple[Adversary, ...]
     guess: Adversary | None
+    skipped: tuple[tuple[str, str], ...] = ()
 
     @property
     def plain(self) -> Adversary:
@@ -92,13 +102,16 @@ class Attacked:
 
     @property
     def strongest(self) -> Adversary:
-        """The one with the smallest mean error, plain or adaptive: a rule over all targets.
+        """The one with the smallest mean error, plain or adaptive, over clients that all scored.
 
         The plain one where nothing is reconstructed, and so no error known.
         """
-        scored = [(a, a.interval(STRONGEST_BY)) for a in self.adversaries]
-        means = [(found.mean, i) for i, (_, found) in enumerate(scored) if found]
-        return self.adversaries[min(means)[1]] if means else self.plain
+        means = [adversary.by_client(STRONGEST_BY) for adversary in self.adversaries]
+        rivals, common = comparable(means)
+        if not common:
+            return self.plain
+        best = min(rivals, key=lambda i: (mean_over(common, means[i]), i))
+        return self.adversaries[best]
 
 
 @dataclass(frozen=True)
@@ -167,12 +180,14 @@ def _measured(cells: Sequence[Cell]) -> Measured:
 
 def _attacked(cells: Sequence[Cell], number: int) -> Attacked | None:
     by_label: dict[str, list[tuple[ResultSet, Path]]] = {}
+    skipped: dict[tuple[str, str], None] = {}
     for cell in cells:
         if cell.record is None:
             continue
         answers = read_answers(cell.answer(cell.attacks[number]))
         if answers is None:
             continue
+        skipped.update(dict.fromkeys(answers.skipped))
         for answer in answers.made:
             place = (answer.open(cell.folder), cell.record.folder)
             by_label.setdefault(answer.label, []).append(place)
@@ -184,7 +199,7 @@ def _attacked(cells: Sequence[Cell], number: int) -> Attacked | None:
     if PLAIN not in made:
         return None
     plain = made.pop(PLAIN)
-    return Attacked(cells[0].attacks[number], (plain, *made.values()), guess)
+    return Attacked(cells[0].attacks[number], (plain, *made.values()), guess, tuple(skipped))
 
 
 def curve(stage: Stage) -> Curve:

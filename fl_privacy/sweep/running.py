@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from filelock import FileLock, Timeout
 
+from fl_privacy.adaptive_command import Adaptive
 from fl_privacy.code_digest import PACKAGES
+from fl_privacy.component import ComponentError
 from fl_privacy.measuring import MeasurePlan
-from fl_privacy.plan import PLAIN, Plan
+from fl_privacy.plan import PLAIN, AnalysisError, Plan
 from fl_privacy.results import ResultSet
 from fl_privacy.simulation import RayTimeoutError
 from fl_privacy.sweep.answers import (
     GUESS,
     Answer,
+    Answers,
     answer_of,
     read_answers,
     read_measured,
@@ -27,6 +30,7 @@ from fl_privacy.sweep.answers import (
 from fl_privacy.sweep.offline import Attack, Measure
 from fl_privacy.sweep.reading import SweepError
 from fl_privacy.sweep.stages import Cell, Stage
+from fl_privacy.threat_model import ThreatModelError
 
 Kind = Literal["train", "record", "attack", "measure"]
 SIMULATIONS: tuple[Kind, ...] = ("train", "record")
@@ -42,8 +46,11 @@ class Tools(Protocol):
     def simulate(self, stage: Stage, out: Path, told: Told) -> None:
         """Run a stage's simulation into ``out``."""
 
-    def adaptive_plans(self, run: Path, plan: Plan) -> list[tuple[str, Plan]]:
-        """The plain plan first, then those that know the defense, or need not know it."""
+    def adaptive_plans(self, run: Path, plan: Plan, most: int | None) -> Adaptive:
+        """The plain plan first, then those that know the defense, and those that need not.
+
+        At most ``most`` of each; all for none.
+        """
 
     def attack(self, run: Path, plan: Plan, told: Told) -> ResultSet:
         """Run an adversary on a recording."""
@@ -199,28 +206,46 @@ def perform(step: Step, tools: Tools, told: Told) -> None:
         return
     start = time.monotonic()
     if step.attack is not None:
-        made = list(_attacked(step, step.attack, tools, told))
-        write_answers(step.cell.answer(step.attack), made, time.monotonic() - start)
+        made, skipped = _attacked(step, step.attack, tools, told)
+        seconds = round(time.monotonic() - start, 3)
+        found = Answers(seconds=seconds, made=tuple(made), skipped=tuple(skipped))
+        write_answers(step.cell.answer(step.attack), found)
     if step.measure is not None:
         plan = step.measure.plan(step.cell.seed, tools.device)
         files = tools.measure(step.stage.folder, plan, told)
         write_measured(step.cell.answer(step.measure), files, time.monotonic() - start)
 
 
-def _attacked(step: Step, attack: Attack, tools: Tools, told: Told) -> Iterator[Answer]:
+def _attacked(
+    step: Step, attack: Attack, tools: Tools, told: Told
+) -> tuple[list[Answer], list[tuple[str, str]]]:
+    """Run all adversaries and the guess; an adaptation that is refused is left out.
+
+    Raises:
+        ThreatModelError, ComponentError, AnalysisError: the plain one is refused.
+    """
     run, folder = step.stage.folder, step.cell.folder
     plain = attack.plan(step.cell.seed, tools.device, run)
-    plans = tools.adaptive_plans(run, plain) if attack.adaptive else [(PLAIN, plain)]
-    if attack.adaptive is not True:
-        plans = plans[: 1 + attack.adaptive]
-    for number, (label, plan) in enumerate(plans, start=1):
-        place = f"{label} ({number}/{len(plans)})" if len(plans) > 1 else label
+    all_there_are = attack.adaptive is True
+    adaptive = (
+        tools.adaptive_plans(run, plain, None if all_there_are else int(attack.adaptive))
+        if attack.adaptive
+        else Adaptive([(PLAIN, plain)], [])
+    )
+    made, skipped = [], list(adaptive.skipped)
+    for number, (label, plan) in enumerate(adaptive.plans, start=1):
+        place = f"{label} ({number}/{len(adaptive.plans)})" if attack.adaptive else label
 
         def say(words: str, place: str = place) -> None:
             told(f"{place} {words}")
 
-        yield answer_of(label, tools.attack(run, plan, say), folder)
-    yield answer_of(GUESS, tools.guess(run, plain, told), folder)
+        try:
+            made.append(answer_of(label, tools.attack(run, plan, say), folder))
+        except (ThreatModelError, ComponentError, AnalysisError) as error:
+            if label == PLAIN:
+                raise
+            skipped.append((label, str(error)))
+    return [*made, answer_of(GUESS, tools.guess(run, plain, told), folder)], skipped
 
 
 def locked(out: Path) -> FileLock:

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fl_privacy import component, simulation
+from fl_privacy.adaptive_command import Adaptive
 from fl_privacy.analysis import execute, prepare
 from fl_privacy.baseline_job import prepare_baseline
 from fl_privacy.component import ComponentError
@@ -61,9 +62,9 @@ class RealTools:
             **resources,  # type: ignore[arg-type]
         )
 
-    def adaptive_plans(self, run: Path, plan: Plan) -> list[tuple[str, Plan]]:
+    def adaptive_plans(self, run: Path, plan: Plan, most: int | None) -> Adaptive:
         """The plain plan, and one for each adaptation, to the defense or to none."""
-        return plans_of(run, plan)
+        return plans_of(run, plan, most=most)
 
     def attack(self, run: Path, plan: Plan, told: Told) -> ResultSet:
         """Attack a recording offline; two attacks may ask for the same, side by side."""

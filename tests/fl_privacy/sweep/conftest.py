@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from fl_privacy.adaptive_command import Adaptive
 from fl_privacy.component import ComponentError
 from fl_privacy.datasets.digits import Digits
 from fl_privacy.exchanges import digest
 from fl_privacy.metrics.images import MSE, PSNR
-from fl_privacy.plan import Plan
+from fl_privacy.plan import AnalysisError, Plan
 from fl_privacy.recording import Manifest, RecordingWriter
 from fl_privacy.results import MetricInfo, ResultConfig, ResultSet, ResultWriter
 from fl_privacy.run_folder import RunFolder
@@ -114,12 +115,16 @@ class FakeTools:
         folder.history.write_text("".join(json.dumps(line) + "\n" for line in lines))
         self.done.append(stage.kind)
 
-    def adaptive_plans(self, run: Path, plan: Plan) -> list[tuple[str, Plan]]:
-        """One adaptation."""
-        return [("plain", plan), ("told", plan.model_copy(update={"adaptation": "told"}))]
+    def adaptive_plans(self, run: Path, plan: Plan, most: int | None) -> Adaptive:
+        """One adaptation, one that is refused, and one that cannot be made."""
+        told, refused = (plan.model_copy(update={"adaptation": how}) for how in ("told", "refused"))
+        plans = [("plain", plan), ("told", told), ("hopeless", refused)]
+        return Adaptive(plans, [("impossible", "it needs <several> rounds")])
 
     def attack(self, run: Path, plan: Plan, told: Told) -> ResultSet:
         """The truth with an error that the defense raises and knowing it lowers."""
+        if plan.adaptation == "refused":
+            raise AnalysisError("no target has a label")
         if self.interrupt == f"attack {Counter(self.done)['attack']}":
             raise KeyboardInterrupt
         self.done.append("attack")

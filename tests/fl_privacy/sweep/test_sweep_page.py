@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -16,14 +17,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from fl_privacy.metrics.images import MSE
 from fl_privacy.metrics.statistics import Interval
 from fl_privacy.sweep.command import Request, execute
 from fl_privacy.sweep.figures import utility_figure
 from fl_privacy.sweep.labels import Label, place
 from fl_privacy.sweep.live import Board, Clock, clock
+from fl_privacy.sweep.offline import Attack
 from fl_privacy.sweep.page import adversaries
 from fl_privacy.sweep.paper import SERIES, colored, standalone
-from fl_privacy.sweep.results import Measured, measure, round_seconds
+from fl_privacy.sweep.results import Adversary, Attacked, Measured, measure, round_seconds
 from fl_privacy.sweep.same_accuracy import plain, ratios, strongest
 from fl_privacy.sweep.table import cost, digits, undefended, who
 
@@ -51,6 +54,24 @@ def test_everything_a_sweep_leaves(swept: Request) -> None:
     _check_board(swept, found)
 
 
+def test_the_strongest_is_that_of_the_clients_that_all_scored() -> None:
+    """One that fails on the hard targets is no stronger for it."""
+
+    def adversary(label: str, errors: list[float | None]) -> Adversary:
+        rows = [{"attempt": 1, "node": str(i), "mse": e} for i, e in enumerate(errors)]
+        result = SimpleNamespace(rows=lambda: rows, config=SimpleNamespace(metrics=[MSE]))
+        return Adversary(label, (result,), ())  # type: ignore[arg-type]
+
+    def strongest_of(*errors: list[float | None]) -> str:
+        made = tuple(adversary(str(i), own) for i, own in enumerate(errors))
+        return Attacked(Attack(adversary="analytic"), made, None).strongest.label
+
+    assert strongest_of([0.1, 0.2, 0.3, 0.8], [0.2, 0.3, 0.4, None]) == "0"
+    assert strongest_of([0.1, 0.2, 0.3, 0.8], [0.05, 0.1, 0.4, None]) == "1"
+    assert strongest_of([0.1, 0.2, 0.3, 0.8], [0.0, None, None, None]) == "0", "scored too few"
+    assert strongest_of([None, None], [None, None]) == "0"
+
+
 def _check_page(page: str) -> None:
     assert "Two &lt;defenses&gt;" in page
     assert "&lt;b&gt;clip" in page
@@ -59,7 +80,9 @@ def _check_page(page: str) -> None:
     assert page.count("<svg") == 4
     assert "2 seeds" in page
     assert "strongest of 2: told" in page
-    assert page.count(" (2): plain; told</li>") == 3
+    assert page.count(" (2): plain; told</li>") == 1, "undefended"
+    left_out = "impossible (it needs &lt;several&gt; rounds); hopeless (no target has a label)"
+    assert page.count(f" (2): plain; told. Not tried: {left_out}</li>") == 2
     assert "met fewer adversaries" not in page
     assert "blind guess" in page
     assert "upload 496 bytes (× 1.19)" in page
@@ -201,5 +224,5 @@ def test_a_point_that_met_fewer_adversaries_is_named(swept: Request) -> None:
     tried = adversaries([replace(found[0], attacks=(alone,)), *found[1:]], "", "analytic")
     assert tried is not None
     assert (tried["fewer"], tried["most"]) == (["none"], 2)
-    assert tried["lines"][0] == {"defense": "none", "labels": ["plain"]}
+    assert tried["lines"][0] == {"defense": "none", "labels": ["plain"], "skipped": []}
     assert next(who(alone))[0] == "plain, and no other"
