@@ -27,7 +27,15 @@ from fl_privacy.sweep.reading import SweepError
 from fl_privacy.sweep.results import Adversary, Attacked, Measured
 from fl_privacy.sweep.same_accuracy import Ratio
 from fl_privacy.sweep.strip import strip_figure
-from fl_privacy.sweep.table import cost, csv_text, digits, leak_lines, metrics_of, undefended
+from fl_privacy.sweep.table import (
+    cost,
+    csv_text,
+    digits,
+    leak_lines,
+    metrics_of,
+    said_of,
+    undefended,
+)
 
 KNOWS: tuple[tuple[str, Callable[[Attacked], Adversary]], ...] = (
     ("plain", same_accuracy.plain),
@@ -179,6 +187,7 @@ def table(sweep: Sweep, found: Sequence[Measured], group: str) -> dict[str, Any]
                 "spec": m.point.spec,
                 "seeds": len(m.seeds),
                 "cost": cost(m, free),
+                "reported": said_of(m),
                 "leaks": leak_lines(m, metrics),
             }
             for m in mine

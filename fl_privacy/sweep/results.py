@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,10 @@ from fl_privacy.sweep.grid import Point
 from fl_privacy.sweep.offline import Attack
 from fl_privacy.sweep.repeats import over_repeats
 from fl_privacy.sweep.stages import Cell, Stage
+from fl_privacy.truth import TruthVault
+
+BOOKKEEPING = {"samples", "partition"}
+"""What clients write down beside what their defense says."""
 
 STRONGEST_BY = "mse"
 """The metric whose mean says which adversary is the strongest: the smallest error."""
@@ -116,7 +120,10 @@ class Attacked:
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that is known of a point so far."""
+    """Everything that is known of a point so far.
+
+    ``reported``: means of what the clients' defense said of its work, such as the share pruned.
+    """
 
     point: Point
     seeds: tuple[int, ...]
@@ -125,6 +132,7 @@ class Measured:
     uploads: tuple[int, ...]
     attacks: tuple[Attacked, ...]
     cells: tuple[Cell, ...] = ()
+    reported: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> Interval | None:
@@ -175,6 +183,7 @@ def _measured(cells: Sequence[Cell]) -> Measured:
         uploads=tuple(b for stage in trained or recorded for b in upload_bytes(stage)),
         attacks=tuple(attack for attack in attacks if attack),
         cells=tuple(cells),
+        reported=reported(recorded),
     )
 
 
@@ -206,6 +215,16 @@ def curve(stage: Stage) -> Curve:
     """The history of a whole training run."""
     scores = read_history(RunFolder(stage.folder).history)
     return Curve(tuple(s.accuracy for s in scores), tuple(s.loss for s in scores), scores[-1].n)
+
+
+def reported(stages: Sequence[Stage]) -> dict[str, float]:
+    """Means over the recorded replies of what their defense said; none without a defense."""
+    told: dict[str, list[float]] = {}
+    for stage in stages:
+        for spec, stats in TruthVault(RunFolder(stage.folder).truth).defenses():
+            for name in stats.keys() - BOOKKEEPING if spec else ():
+                told.setdefault(name, []).append(stats[name])
+    return {name: statistics.fmean(values) for name, values in sorted(told.items())}
 
 
 def round_seconds(stage: Stage) -> list[float]:

@@ -157,7 +157,7 @@ def digits(value: float) -> str:
 
 COLUMNS = (
     *("group", "defense", "strength", "spec", "seeds"),
-    *("accuracy", "accuracy_low", "accuracy_high", "round_seconds", "upload_bytes"),
+    *("accuracy", "accuracy_low", "accuracy_high", "round_seconds", "upload_bytes", "reported"),
     *("attack", "adversary", "strongest", "metric", "unit", "mean", "low", "high", "n"),
 )
 
@@ -182,7 +182,13 @@ def _point_cells(measured: Measured) -> list[object]:
         *shares,
         "" if seconds is None else seconds,
         "" if upload is None else upload,
+        said_of(measured),
     ]
+
+
+def said_of(measured: Measured) -> str:
+    """What its defense reported: ``effective_rate 0.39, removed_norm 18``."""
+    return ", ".join(f"{name} {digits(value)}" for name, value in measured.reported.items())
 
 
 def _score_cells(measured: Measured) -> Iterator[list[object]]:

@@ -98,6 +98,8 @@ class FakeTools:
                 one = Samples(samples.inputs[held], samples.labels[held])
                 where: dict[str, Any] = {"attempt": 1, "round": 1, "node": entry.node}
                 vault.write(**where, step=0, samples=one, indices=held)
+                stats = {"norm": strength(stage) * (i + 1), "samples": 3.0}
+                vault.write_defense(**where, spec=settings.client_defense, stats=stats)
             if stage.kind == "record" and self.lossy:
                 self.lossy -= 1
                 lost = "error: out of memory"

@@ -85,6 +85,8 @@ def _check_page(page: str) -> None:
     assert page.count(f" (2): plain; told. Not tried: {left_out}</li>") == 2
     assert "met fewer adversaries" not in page
     assert "blind guess" in page
+    assert page.count(" reports norm ") == 3, "and nothing undefended"
+    assert "gaussian_noise(scale=0.2) reports norm 0.40</small>" in page  # 0.2 times 1, 2, 3
     assert "upload 496 bytes (× 1.19)" in page
 
 
