@@ -25,7 +25,7 @@ from fl_privacy.sweep.layer_table import csv_text as layers_csv
 from fl_privacy.sweep.paper import Picture, series_style, standalone
 from fl_privacy.sweep.reading import SweepError
 from fl_privacy.sweep.results import Adversary, Attacked, Measured
-from fl_privacy.sweep.same_accuracy import Ratio
+from fl_privacy.sweep.same_accuracy import Beside, Ratio
 from fl_privacy.sweep.strip import strip_figure
 from fl_privacy.sweep.table import (
     cost,
@@ -248,7 +248,7 @@ def largest(found: Sequence[Ratio]) -> Ratio | None:
     return found[max(known)[1]] if known else None
 
 
-def ratio_text(found: Ratio) -> str:
+def ratio_text(found: Ratio | Beside) -> str:
     """A ratio that can be told with its interval, two digits each: ``32 [4.1, 250]``."""
     values = (found.ratio or math.nan, found.low, found.high)
     said = [digits(float(f"{value:.1e}")) for value in values]

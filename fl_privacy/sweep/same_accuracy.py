@@ -9,6 +9,10 @@ A ratio has the interval of a parametric bootstrap: every accuracy and every err
 curves is drawn around its mean, as widely as its own 95 % interval says, and the middle 95 % of
 the ratios count. Points share test images and targets, which makes differences surer than
 independent draws do, so the interval errs to the wide side.
+
+Where chance decides whether a curve passes an accuracy at all, as where no defense costs any that
+can be measured, its points are compared instead: of those whose accuracy cannot be told from the
+reference's, the one with the largest error.
 """
 
 from __future__ import annotations
@@ -66,11 +70,26 @@ class Crossing:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """The reference over that point of a rival which is as accurate as far as can be told.
+
+    Of several the one with the largest error, which favors the rival.
+    """
+
+    strength: str
+    error: float
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Ratio:
     """The reference at one strength over a rival at the same accuracy.
 
     ``low`` and ``high`` bound the ratio; NaN where a measurement without an interval has a part.
-    ``told`` is false where chance decides whether the rival ever has that accuracy.
+    ``told`` is false where chance decides whether the rival ever has that accuracy; ``beside``
+    is known there if a point of it has, as far as can be told.
     """
 
     strength: str
@@ -81,6 +100,7 @@ class Ratio:
     low: float = math.nan
     high: float = math.nan
     told: bool = True
+    beside: Beside | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -139,11 +159,30 @@ def ratio_of(own: Dot, rival: str, curve: Sequence[Dot]) -> Ratio:
     made = [error / other for error, other in passed if other is not None]
     agree = len(made) if crossing.error is not None else DRAWS - len(made)
     if agree < LEVEL * DRAWS:
-        return replace(measured, told=False)
+        return replace(measured, told=False, beside=beside(own, curve))
     if crossing.error is None:
         return measured
     low, high = np.quantile(made, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)).tolist()
     return replace(measured, low=low, high=high)
+
+
+def beside(own: Dot, curve: Sequence[Dot]) -> Beside | None:
+    """A strength over the point of a rival's curve that is as accurate; None where none is."""
+    alike = [dot for dot in curve if as_accurate(own.accuracy, dot.accuracy)]
+    if not alike:
+        return None
+    rival = max(alike, key=lambda dot: dot.error.mean)
+    rng = np.random.default_rng(0)
+    errors, others = ([error for _, error in dot.drawn(rng)] for dot in (own, rival))
+    low, high = np.quantile(np.divide(errors, others), ((1 - LEVEL) / 2, (1 + LEVEL) / 2)).tolist()
+    ratio = own.error.mean / rival.error.mean
+    return Beside(rival.strength, rival.error.mean, ratio, low, high)
+
+
+def as_accurate(one: Interval, other: Interval) -> bool:
+    """Whether chance alone may be why two accuracies differ: within 1.96 standard errors."""
+    bound = math.hypot((one.high - one.low) / 2, (other.high - other.low) / 2)
+    return abs(one.mean - other.mean) <= bound
 
 
 def dots(

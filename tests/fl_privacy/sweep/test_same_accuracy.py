@@ -7,7 +7,7 @@ import math
 import pytest
 
 from fl_privacy.metrics.statistics import Interval, wilson
-from fl_privacy.sweep.same_accuracy import Crossing, Dot, error_at, ratio_of
+from fl_privacy.sweep.same_accuracy import Crossing, Dot, beside, error_at, ratio_of
 
 FALLING = [(0.9, 0.01), (0.8, 0.1), (0.4, 1.0)]
 
@@ -53,6 +53,28 @@ def test_a_curve_that_is_flat_but_for_noise_gives_no_ratio() -> None:
         dot(0.703, 0.001, images=10**9), dot(0.700, 0.03, images=10**9)
     ])  # fmt: skip
     assert sure.ratio == pytest.approx(0.1 / (0.001 * 30 ** (1 / 3)))
+
+
+def test_points_as_accurate_as_far_as_can_be_told_are_compared_instead() -> None:
+    """Of the rival's, that with the largest error; nothing is interpolated."""
+    own = dot(0.702, 0.1, images=600, spread=0.1)
+    flat = [dot(0.71, 0.001, images=600), dot(0.70, 0.04, images=600), dot(0.5, 9.0, images=600)]
+    compared = beside(own, flat)
+    assert compared is not None
+    assert compared.error == 0.04
+    assert compared.ratio == pytest.approx(2.5)
+    half = math.hypot(0.1, 0.02)
+    assert compared.low == pytest.approx(2.5 * math.exp(-half), rel=0.03)
+    assert compared.high == pytest.approx(2.5 * math.exp(half), rel=0.03)
+    assert beside(dot(0.6, 0.1, images=10**6), flat) is None
+
+
+def test_an_untold_ratio_comes_with_the_points_beside_it() -> None:
+    flat = [dot(0.703, 0.001, images=600), dot(0.700, 0.03, images=600)]
+    found = ratio_of(dot(0.702, 0.1, images=600), "other", flat)
+    assert not found.told
+    assert found.beside is not None
+    assert found.beside.ratio == pytest.approx(0.1 / 0.03)
 
 
 def test_the_interval_of_a_ratio_is_that_of_its_errors_where_accuracies_are_sure() -> None:
