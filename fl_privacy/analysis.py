@@ -157,13 +157,15 @@ def of_nodes(observations: list[Observation], nodes: Collection[str]) -> list[Ob
 def execute(job: Job, *, progress: Progress = silent, wait: bool = False) -> ResultSet:
     """Attack and write the results of ``job``, which are returned; what is done is not repeated.
 
-    The files in its folder hold every target that was ever attacked in this way. ``wait`` for
+    What was attacked before there was a truth, as when a client's came later, is scored now. The
+    files in its folder hold every target that was ever attacked in this way. ``wait`` for
     another process that is writing them, instead of refusing.
 
     Raises:
         ResultError: the folder cannot be written, or another process is writing it.
     """
     with ResultWriter.open(job.folder, job.config, wait=wait) as writer:
+        writer.replace(scored_late(job))
         pending = [o for o in job.observations if o.key not in writer.done]
         results = job.adversary.attack(
             pending, seed=job.config.seed, device=job.device, progress=progress
@@ -171,6 +173,26 @@ def execute(job: Job, *, progress: Progress = silent, wait: bool = False) -> Res
         write_results(writer, pending, results, job.metrics, job.vault)
         writer.finish()
     return ResultSet(job.folder, frozenset(o.key for o in job.observations))
+
+
+def scored_late(job: Job) -> dict[str, dict[str, Cell]]:
+    """New rows, by key, of reconstructions that were written without a truth that is there now."""
+    held = ResultSet(job.folder)
+    written = {line["key"]: line for line in held.rows()}
+    found: dict[str, dict[str, Cell]] = {}
+    for observation in job.observations:
+        line = written.get(observation.key)
+        members = members_of(observation.exchanges)
+        if line is None or not all(map(job.vault.has, members)):
+            continue
+        if any(line[name] is not None for name in ("defense", *job.metrics)):
+            continue
+        if made := held.reconstruction(observation.key):
+            found[observation.key] = row(observation, made, job.metrics, job.vault)
+        elif line["status"] == "failed":
+            failure = Failure(observation.key, line["message"])
+            found[observation.key] = row(observation, failure, job.metrics, job.vault)
+    return found
 
 
 def write_results(

@@ -101,7 +101,9 @@ def no_scores(result: ResultSet) -> str:
         return ""
     return (
         "No scores: the run kept no truth of these targets, so reconstructions cannot be compared "
-        "to the clients' data. Scores need an audit: record with audit=true (simulate --audit)."
+        "to the clients' data. Scores need an audit: record with audit=true (simulate --audit, "
+        "deploy run --audit); copy what the clients keep into the run's folder truth, and the "
+        "same command scores it."
     )
 
 

@@ -51,6 +51,13 @@ def recorded(run: Path) -> str:
     entries = list(Recording(RunFolder(run).recording).entries(status=None))
     missing = [entry.status for entry in entries if entry.unrecorded]
     said = f"Recorded in {run}. Look at it: fl-privacy inspect {run}"
+    errors = Counter(e.status for e in entries if not (e.ok or e.unrecorded))
+    if errors:
+        worst, times = errors.most_common(1)[0]
+        said = (
+            f"{sum(errors.values())} of {len(entries)} replies are errors, {times} of them: "
+            f"{plain(worst.removeprefix('error: '))}\n{said}"
+        )
     if not missing:
         return said
     reason = missing[-1].removeprefix("error: ").removeprefix("not recorded: ")

@@ -135,6 +135,21 @@ class ResultWriter:
         self._put(stem.with_suffix(".parquet"), parquet_bytes(table))
         self._done |= keys
 
+    def replace(self, rows: Mapping[str, Row]) -> None:
+        """Write other rows for targets that have one, by key; each chunk changes as a whole.
+
+        Raises:
+            ResultError: the folder cannot be written.
+        """
+        where = chunk_by_key(self._folder, self._config)
+        if rows and self._config.complete:
+            self._mark(complete=False)
+        for path in sorted({where[key] for key in rows}):
+            schema = self._config.columns()
+            held = read_chunk(path, schema).to_pylist()
+            table = table_of([rows.get(row["key"], row) for row in held], schema)
+            self._put(path, parquet_bytes(table))
+
     def finish(self) -> None:
         """Write ``targets.parquet`` and ``targets.csv`` and mark the analysis complete."""
         table = ResultSet(self._folder).table

@@ -171,9 +171,19 @@ def status(file: File = DEFAULT) -> None:
         console.print("The SuperLink does not answer.")
         raise typer.Exit(1) from None
     if known:
-        console.print(_runs(known))
+        console.print(_runs(known, runs.names(deployment)))
     console.print(f"{online} of {len(deployment.nodes)} SuperNodes are online.")
-    if online < len(deployment.nodes) or not all(one.pids for one in found):
+    wrong = list(local.outdated(deployment, found))
+    if other := local.strangers(deployment):
+        wrong.append(f"{other} processes are of nodes that are no longer in the file: deploy down")
+    if not all(one.pids for one in found):
+        wrong.append(
+            f"What ended is started by: fl-privacy deploy up{_told(file)}. The SuperLink takes a "
+            f"SuperNode that was killed for online for about a minute."
+        )
+    for line in wrong:
+        typer.echo(line)
+    if wrong or online < len(deployment.nodes):
         raise typer.Exit(1)
 
 
@@ -213,11 +223,12 @@ def _processes(deployment: Deployment, found: list[Living]) -> Table:
     return table
 
 
-def _runs(known: list[dict[str, object]]) -> Table:
-    table = Table("run", "state", "seconds", "why")
+def _runs(known: list[dict[str, object]], names: dict[str, str]) -> Table:
+    table = Table("run", "id", "state", "seconds", "why")
     for one in known[:10]:
         why = str(one.get("status-details", "")).replace("N/A", "")
         seconds = str(one.get("elapsed", "")).partition(".")[0]
-        cells = (str(one.get("run-id")), str(one.get("status")), seconds, why)
+        number = str(one.get("run-id"))
+        cells = (names.get(number, ""), number, str(one.get("status")), seconds, why)
         table.add_row(*map(printable, cells))
     return table

@@ -19,16 +19,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fl_privacy import component
 from fl_privacy.deployment.control import START_SECONDS
 from fl_privacy.deployment.members import former, online, register, spent_keys, unregister
-from fl_privacy.deployment.roles import LOOPBACK, Role, node_config_of, roles, secret_of
+from fl_privacy.deployment.roles import LOOPBACK, Role, roles, secret_of
 from fl_privacy.deployment.topology import Deployment, DeploymentError, DeploymentFailure
 from fl_privacy.printable import plain
 from fl_privacy.processes import end, marked, processes
 from fl_privacy.recording_format import digest
 from fl_privacy.recording_store import write_atomically
 from fl_privacy.run_folder import open_private, private_folder
-from fl_privacy.simulation import toml
 from fl_privacy.superlink import answers, flower_environment
 from fl_privacy.tls import CA, add_nodes, write_certificates
 from fl_privacy.tls_check import problems as certificate_problems
@@ -81,7 +81,8 @@ def up(deployment: Deployment, tell: Callable[[str], None] = lambda step: None) 
 def _up(deployment: Deployment, tell: Callable[[str], None]) -> None:
     found = living(deployment)
     dead = [one.role for one in found if not one.pids]
-    wrong = [*_unready(deployment), *spent_keys(deployment), *_outdated(deployment, found)]
+    wrong = [*_unready(deployment), *unmade(deployment), *spent_keys(deployment)]
+    wrong += outdated(deployment, found)
     if wrong := [*wrong, *taken_ports(dead)]:
         raise DeploymentError("; ".join(wrong))
     by_name = {role.name: role for role in dead}
@@ -151,7 +152,7 @@ def log_of(deployment: Deployment, role: Role) -> Path:
 
 
 def _prepare(deployment: Deployment) -> None:
-    """Folders for the owner alone, secrets, node configs; certificates if there are none."""
+    """Folders for the owner alone, secrets; certificates if there are none."""
     nodes = range(len(deployment.nodes))
     own = [deployment.node_folder(node) for node in nodes]
     for folder in (
@@ -169,9 +170,6 @@ def _prepare(deployment: Deployment) -> None:
     for group in ("server", *(f"node-{node}" for node in nodes)):
         if not (secret := secret_of(deployment, group)).exists():
             write_atomically([(secret, secrets.token_hex(32).encode())])
-    for node in nodes:
-        told = toml(deployment.node_config(node)).encode()
-        write_atomically([(node_config_of(deployment, node), told)])
 
 
 def _unready(deployment: Deployment) -> list[str]:
@@ -200,7 +198,7 @@ def _alone(deployment: Deployment) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _outdated(deployment: Deployment, found: list[Living]) -> Iterator[str]:
+def outdated(deployment: Deployment, found: list[Living]) -> Iterator[str]:
     """A sentence for each process that was started with other settings, keys or certificates."""
     for one in found:
         kept = _terms_file(deployment, one.role)
@@ -211,15 +209,35 @@ def _outdated(deployment: Deployment, found: list[Living]) -> Iterator[str]:
             )
 
 
+def unmade(deployment: Deployment) -> Iterator[str]:
+    """A sentence for each defense or dataset of a node that cannot be made."""
+    for number, node in enumerate(deployment.nodes):
+        try:
+            if node.dataset:
+                component.create("datasets", node.dataset)
+            component.create_all("defenses", str(node.settings.get("client-defense", "")))
+        except ValueError as error:
+            yield f"node {number}: {error}"
+
+
+def strangers(deployment: Deployment) -> int:
+    """How many processes of the deployment are of nodes that its file has no longer."""
+    if not (token := _token(deployment)):
+        return 0
+    known = {pid for one in living(deployment) for pid in one.pids}
+    return len(marked(f"{_MARK}={token}:") - known)
+
+
 def _terms_file(deployment: Deployment, role: Role) -> Path:
     return deployment.state / f"{role.name}.started"
 
 
 def _terms(role: Role) -> str:
     """A digest of a role's command and of every file that it reads when it starts."""
+    own, text = role.reads or (Path(), "")
     named = (Path(option.partition("=")[2]) for option in role.command if "=" in option)
-    files = [path.read_bytes() for path in named if path.is_file() and path.suffix != ".db"]
-    return digest(b"\0".join([*map(str.encode, role.command), *files]))
+    files = [p.read_bytes() for p in named if p.is_file() and p != own and p.suffix != ".db"]
+    return digest(b"\0".join([*map(str.encode, [*role.command, text]), *files]))
 
 
 def _end(mark: str) -> None:
@@ -228,7 +246,9 @@ def _end(mark: str) -> None:
 
 
 def _start(deployment: Deployment, role: Role) -> None:
-    write_atomically([(_terms_file(deployment, role), _terms(role).encode())])
+    told = [role.reads] if role.reads else []
+    told.append((_terms_file(deployment, role), _terms(role)))
+    write_atomically([(path, text.encode()) for path, text in told])
     home = deployment.state / "flwr" / role.name
     work = private_folder(home / "work")
     with open_private(log_of(deployment, role)) as log:

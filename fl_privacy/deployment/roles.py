@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_privacy.deployment.topology import Deployment
+from fl_privacy.simulation import toml
 from fl_privacy.tls import CA, SERVER
 
 LOOPBACK = "127.0.0.1"
@@ -17,11 +18,15 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Role:
-    """One process: its name, its command, and the addresses and ports on which it listens."""
+    """One process: its name, its command, and the addresses and ports on which it listens.
+
+    ``reads`` is a file that is written for it when it starts, and its text.
+    """
 
     name: str
     command: tuple[str, ...]
     listens: tuple[tuple[str, int], ...] = ()
+    reads: tuple[Path, str] | None = None
 
 
 def roles(deployment: Deployment) -> tuple[Role, ...]:
@@ -87,6 +92,7 @@ def _supernode(deployment: Deployment, node: int) -> Role:
             *_served(certs, f"runtime-{node}"),
         ),
         ((LOOPBACK, port),),
+        (node_config_of(deployment, node), toml(deployment.node_config(node))),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_privacy.deployment.control import CONNECTION, ask, control
+from fl_privacy.deployment.local import living, outdated
 from fl_privacy.deployment.topology import (
     Deployment,
     DeploymentError,
@@ -52,6 +53,13 @@ def run(
     config: dict[str, Scalar] = {"min-clients": len(deployment.nodes), "record-failures": "go-on"}
     config |= {**deployment.run, **changes, "audit": audit}
     total = parse_settings(config).num_server_rounds
+    if found := list(outdated(deployment, living(deployment))):
+        raise DeploymentError("; ".join(found))
+    if int(config["min-clients"] or 0) > len(deployment.nodes):
+        raise DeploymentError(
+            f"min-clients = {config['min-clients']}, but the deployment has "
+            f"{len(deployment.nodes)} nodes: every round would wait for more"
+        )
     if resume and (running := going_on(deployment, name)):
         follow(link, ["flwr", "log", running, CONNECTION], folder.log, stream, running)
         require_ended(deployment, running)
@@ -82,7 +90,8 @@ def stop(deployment: Deployment, name: str) -> bool:
     Raises:
         DeploymentError, DeploymentFailure: no name of a run, or the SuperLink does not answer.
     """
-    run_folder(deployment, name)
+    if not run_folder(deployment, name).path.exists():
+        raise DeploymentError(f"no run {name} in {deployment.recordings}")
     if running := going_on(deployment, name):
         ask(deployment, "stop", running)
     return running is not None
@@ -99,6 +108,12 @@ def going_on(deployment: Deployment, name: str) -> str | None:
     run_id = kept.read_text()
     known = {str(one["run-id"]): str(one["status"]) for one in runs(deployment)}
     return None if known.get(run_id, FINISHED).startswith(FINISHED) else run_id
+
+
+def names(deployment: Deployment) -> dict[str, str]:
+    """Name of each run, by its id."""
+    kept = (deployment.state / "runs").glob("*")
+    return {path.read_text(): path.name for path in kept if path.is_file()}
 
 
 def _remember(deployment: Deployment, name: str, run_id: str) -> None:

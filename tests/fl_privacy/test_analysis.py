@@ -151,6 +151,32 @@ def test_without_truth_there_are_results_but_no_scores(run: Path) -> None:
     assert all(results.reconstruction(row["key"]) for row in results.rows())
 
 
+def test_a_truth_that_comes_later_scores_what_was_attacked_before(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a deployment, whose nodes keep the truth until an auditor copies it."""
+    plan = Plan(adversary="analytic")
+    at_once = [{**row, "seconds": 0} for row in analyze(run, plan, model=toy_model).rows()]
+    shutil.rmtree(run / "results")
+    (run / "truth").rename(run / "elsewhere")
+    before = analyze(run, plan, model=toy_model)
+    assert all(row["mse"] is None and row["defense"] is None for row in before.rows())
+    (run / "elsewhere").rename(run / "truth")
+    asked = list[int]()
+
+    def attack(self: Analytic, observations: Sequence[Observation], **_: Any) -> Iterator[Any]:
+        asked.append(len(observations))
+        return iter(())
+
+    monkeypatch.setattr(Analytic, "attack", attack)
+    after = analyze(run, plan, model=toy_model)
+    assert [{**row, "seconds": 0} for row in after.rows()] == at_once
+    assert [row["mse"] for row in after.rows()] != [None] * len(at_once)
+    assert ResultSet(after.folder).config.complete
+    analyze(run, plan, model=toy_model)
+    assert asked == [0, 0], "nothing is attacked anew"
+
+
 def test_aggregates_are_scored_against_all_their_members(run: Path) -> None:
     plan = Plan(adversary="baseline", threat_model=ThreatModel(unit="aggregate"))
     results = analyze(run, plan, model=toy_model)

@@ -236,23 +236,46 @@ def test_a_process_that_runs_with_what_was_changed_is_named(tmp_path: Path) -> N
     private_folder(found.state)
     private_folder(found.certificates)
     role = next(role for role in roles(found) if role.name == "supernode-0")
-    config = found.state / "node-0.toml"
-    config.write_text("num-partitions = 2\n")
     kept = found.state / "supernode-0.started"
     kept.write_text(local._terms(role))
     lives = [local.Living(role, frozenset({1}))]
-    assert not list(local._outdated(found, lives))
-    for path in (config, found.certificates / "node-0.key", found.certificates / "ca.crt"):
+    assert not list(local.outdated(found, lives))
+    for path in (found.certificates / "node-0.key", found.certificates / "ca.crt"):
         path.write_text("other")
-        (said,) = local._outdated(found, lives)
+        (said,) = local.outdated(found, lives)
         assert said.startswith("supernode-0 runs with what has been changed since")
         kept.write_text(local._terms(role))
     link = next(role for role in roles(found) if role.name == "superlink")
     (found.state / "superlink.started").write_text(local._terms(link))
     (found.state / "superlink.db").write_text("grows")
-    assert not list(local._outdated(found, [local.Living(link, frozenset({1}))]))
-    config.unlink()
-    assert not list(local._outdated(found, [local.Living(role, frozenset())]))
+    assert not list(local.outdated(found, [local.Living(link, frozenset({1}))]))
+    alone = found.model_copy(update={"nodes": found.nodes[:1]})
+    told_other = next(role for role in roles(alone) if role.name == "supernode-0")
+    assert list(local.outdated(alone, [local.Living(told_other, frozenset({1}))])), "settings"
+    assert not list(local.outdated(found, [local.Living(role, frozenset())]))
+
+
+def test_a_defense_or_dataset_of_a_node_that_is_none_is_named(tmp_path: Path) -> None:
+    text = """
+[[nodes]]
+client-defense = "gausian_noise(scale=0.1)"
+[[nodes]]
+dataset = "digitz"
+[[nodes]]
+client-defense = "gaussian_noise(scale=0.1)"
+dataset = "digits"
+"""
+    first, second = local.unmade(read(tmp_path, text))
+    assert first.startswith("node 0: ")
+    assert "gaussian_noise" in first
+    assert second.startswith("node 1: ")
+
+
+def test_more_clients_than_nodes_are_not_waited_for(tmp_path: Path) -> None:
+    found = read(tmp_path, TWO)
+    private_folder(found.state)
+    with pytest.raises(DeploymentError, match="min-clients = 3, but the deployment has 2 nodes"):
+        run(found, "first", {"min-clients": 3})
 
 
 def test_no_two_commands_bring_up_at_once(tmp_path: Path) -> None:
