@@ -182,10 +182,9 @@ def scored_late(job: Job) -> dict[str, dict[str, Cell]]:
     found: dict[str, dict[str, Cell]] = {}
     for observation in job.observations:
         line = written.get(observation.key)
-        members = members_of(observation.exchanges)
-        if line is None or not all(map(job.vault.has, members)):
+        if line is None or any(line[name] is not None for name in ("defense", *job.metrics)):
             continue
-        if any(line[name] is not None for name in ("defense", *job.metrics)):
+        if not all(map(job.vault.has, members_of(observation.exchanges))):
             continue
         if made := held.reconstruction(observation.key):
             found[observation.key] = row(observation, made, job.metrics, job.vault)

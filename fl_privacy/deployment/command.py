@@ -174,7 +174,7 @@ def status(file: File = DEFAULT) -> None:
         console.print(_runs(known, runs.names(deployment)))
     console.print(f"{online} of {len(deployment.nodes)} SuperNodes are online.")
     wrong = list(local.outdated(deployment, found))
-    if other := local.strangers(deployment):
+    if other := local.strangers(deployment, found):
         wrong.append(f"{other} processes are of nodes that are no longer in the file: deploy down")
     if not all(one.pids for one in found):
         wrong.append(

@@ -81,9 +81,8 @@ def up(deployment: Deployment, tell: Callable[[str], None] = lambda step: None) 
 def _up(deployment: Deployment, tell: Callable[[str], None]) -> None:
     found = living(deployment)
     dead = [one.role for one in found if not one.pids]
-    wrong = [*_unready(deployment), *unmade(deployment), *spent_keys(deployment)]
-    wrong += outdated(deployment, found)
-    if wrong := [*wrong, *taken_ports(dead)]:
+    made = [*_unready(deployment), *unmade(deployment), *spent_keys(deployment)]
+    if wrong := [*made, *outdated(deployment, found), *taken_ports(dead)]:
         raise DeploymentError("; ".join(wrong))
     by_name = {role.name: role for role in dead}
     link, nodes = by_name.pop("superlink", None), range(len(deployment.nodes))
@@ -220,12 +219,11 @@ def unmade(deployment: Deployment) -> Iterator[str]:
             yield f"node {number}: {error}"
 
 
-def strangers(deployment: Deployment) -> int:
-    """How many processes of the deployment are of nodes that its file has no longer."""
+def strangers(deployment: Deployment, found: list[Living]) -> int:
+    """How many processes of the deployment are not among those of its file's roles."""
     if not (token := _token(deployment)):
         return 0
-    known = {pid for one in living(deployment) for pid in one.pids}
-    return len(marked(f"{_MARK}={token}:") - known)
+    return len(marked(f"{_MARK}={token}:").difference(*(one.pids for one in found)))
 
 
 def _terms_file(deployment: Deployment, role: Role) -> Path:

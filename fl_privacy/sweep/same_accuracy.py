@@ -162,7 +162,7 @@ def ratio_of(own: Dot, rival: str, curve: Sequence[Dot]) -> Ratio:
         return replace(measured, told=False, beside=beside(own, curve))
     if crossing.error is None:
         return measured
-    low, high = np.quantile(made, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)).tolist()
+    low, high = middle(made)
     return replace(measured, low=low, high=high)
 
 
@@ -174,9 +174,15 @@ def beside(own: Dot, curve: Sequence[Dot]) -> Beside | None:
     rival = max(alike, key=lambda dot: dot.error.mean)
     rng = np.random.default_rng(0)
     errors, others = ([error for _, error in dot.drawn(rng)] for dot in (own, rival))
-    low, high = np.quantile(np.divide(errors, others), ((1 - LEVEL) / 2, (1 + LEVEL) / 2)).tolist()
+    low, high = middle([error / other for error, other in zip(errors, others, strict=True)])
     ratio = own.error.mean / rival.error.mean
     return Beside(rival.strength, rival.error.mean, ratio, low, high)
+
+
+def middle(drawn: Sequence[float]) -> tuple[float, float]:
+    """The bounds of the middle 95 % of what was drawn."""
+    low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)).tolist()
+    return low, high
 
 
 def as_accurate(one: Interval, other: Interval) -> bool:
